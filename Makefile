@@ -1,0 +1,47 @@
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+THREADS ?= 1
+
+.PHONY: demo test test-slow bench format lint types clean
+
+demo: $(VENV)/demo.stamp
+	$(BIN)/python -m ftw_torch.demo
+
+test: $(VENV)/test.stamp
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest -n 2 -m "not slow"
+
+test-slow: $(VENV)/test.stamp
+	$(BIN)/python -m pytest -m slow
+
+bench: $(VENV)/test.stamp
+	$(BIN)/python -m ftw_conformance bench
+
+format: $(VENV)/test.stamp
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lint: $(VENV)/test.stamp
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(VENV)/test.stamp
+	$(BIN)/mypy
+	$(BIN)/pyright
+
+clean:
+	rm -rf $(VENV) build dist
+
+# Packages come in groups, so that the demo does not wait for what only the tests need.
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --upgrade "pip>=25.1"
+
+$(VENV)/demo.stamp: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(PIP) -e ".[torch,reference]"
+	touch $@
+
+$(VENV)/test.stamp: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(PIP) -e ".[all]" --group test --group lint
+	touch $@

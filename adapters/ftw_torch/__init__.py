@@ -1,0 +1,1 @@
+"""PyTorch adapter of Filter-then-Weight."""

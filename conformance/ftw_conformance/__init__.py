@@ -1,0 +1,1 @@
+"""Conformance of Filter-then-Weight backends against the reference."""

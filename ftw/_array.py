@@ -1,0 +1,181 @@
+"""What differs between array namespaces, in one place (the other is ``_loops.py``).
+
+Everything else in ``ftw`` is written against the Python array API standard. Here live: the lookup of the namespace, with
+an error that names the arrays; the widening of 16-bit floats where sums are taken; sums over repeated indices, which the
+standard lacks; and the registration of records as JAX pytrees, done without importing JAX.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+import array_api_compat as compat
+
+__all__ = [
+    "Array",
+    "argsort_descending",
+    "is_jax",
+    "is_traced",
+    "known",
+    "namespace",
+    "pytree",
+    "put",
+    "segment_sum",
+    "widen",
+]
+
+
+@runtime_checkable
+class Array(Protocol):
+    """An array of any namespace of the array API standard (numpy, torch, jax, array-api-strict ...)."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def ndim(self) -> int: ...
+    @property
+    def dtype(self) -> Any: ...
+    def __add__(self, other: Any, /) -> Any: ...
+    def __sub__(self, other: Any, /) -> Any: ...
+    def __mul__(self, other: Any, /) -> Any: ...
+    def __truediv__(self, other: Any, /) -> Any: ...
+    def __matmul__(self, other: Any, /) -> Any: ...
+    def __neg__(self) -> Any: ...
+    def __getitem__(self, key: Any, /) -> Any: ...
+
+
+def namespace(*arrays: Any, what: str = "arguments") -> Any:
+    """Return the one array namespace of ``arrays``; Python numbers and None are passed over.
+
+    Raises
+    ------
+    TypeError
+        If no argument is an array, or if they come from several namespaces.
+    ValueError
+        If they live on several devices.
+    """
+    found = [a for a in arrays if a is not None and not isinstance(a, (bool, int, float))]
+    try:
+        xp = compat.array_namespace(*found)
+    except TypeError as error:
+        kinds = sorted({f"{type(a).__module__.split('.')[0]}.{type(a).__name__}" for a in found})
+        raise TypeError(
+            f"{what}: expected arrays of one namespace, got {', '.join(kinds) or 'none'}; convert them to one first"
+        ) from error
+    if len(found) > 1 and not any(is_traced(a) for a in found):
+        devices = {str(compat.device(a)) for a in found}
+        if len(devices) > 1:
+            raise ValueError(f"{what}: arrays on several devices {sorted(devices)}; move them to one first")
+    return xp
+
+
+def device(x: Any) -> Any:
+    """Return where ``x`` lives, None where the namespace decides by itself (a traced array)."""
+    return None if is_jax(x) else compat.device(x)
+
+
+def is_jax(x: Any) -> bool:
+    """Tell whether ``x`` is a JAX array or tracer, without importing JAX."""
+    return "jax" in sys.modules and bool(compat.is_jax_array(x))
+
+
+def is_traced(x: Any) -> bool:
+    """Tell whether ``x`` is a JAX tracer: its values are not known yet."""
+    jax = sys.modules.get("jax")
+    return jax is not None and isinstance(x, jax.core.Tracer)
+
+
+def known(condition: Any) -> bool | None:
+    """Return the truth of a 0-d array if reading it is free; None if it is traced or would cost a device sync."""
+    if isinstance(condition, bool):
+        return condition
+    if is_traced(condition):
+        return None
+    if compat.is_torch_array(condition) and condition.device.type != "cpu":
+        return None
+    return bool(condition)
+
+
+def is_floating(xp: Any, x: Any) -> bool:
+    """Tell whether ``x`` has a real floating dtype."""
+    return bool(xp.isdtype(x.dtype, "real floating"))
+
+
+def widen(xp: Any, x: Any) -> Any:
+    """Return ``x`` in float32 if it is a 16-bit float, itself otherwise. Sums are taken in the result."""
+    return xp.astype(x, xp.float32) if xp.finfo(x.dtype).bits < 32 else x
+
+
+def argsort_descending(xp: Any, x: Any) -> Any:
+    """Return indices (n,) that sort ``x`` (n,) from large to small, ties by index, NaN last."""
+    clean = xp.where(xp.isnan(x), -xp.inf * xp.ones_like(x), x)  # NaN would sort first
+    return xp.argsort(-clean, stable=True)
+
+
+def put(xp: Any, x: Any, index: Any, value: Any) -> Any:
+    """Return a copy of ``x`` (n,) with ``value`` at position ``index``, a 0-d integer array or an int."""
+    positions = xp.arange(x.shape[0], device=device(x))  # (n,)
+    return xp.where(positions == index, value, x)
+
+
+def segment_sum(xp: Any, values: Any, segments: Any, count: int) -> Any:
+    """Sum the rows of ``values`` (r, d) that share a segment number (r,); returns (count, d)."""
+    if compat.is_torch_namespace(xp):
+        out = xp.zeros((count, values.shape[1]), dtype=values.dtype, device=values.device)
+        return out.index_add_(0, segments.reshape(-1).to(xp.int64), values)
+    if compat.is_jax_namespace(xp):
+        return xp.zeros((count, values.shape[1]), dtype=values.dtype).at[segments].add(values)
+    if compat.is_numpy_namespace(xp):
+        order = xp.argsort(segments, stable=True)
+        ordered = segments[order]
+        first = xp.flatnonzero(xp.concat([xp.ones(1, dtype=bool), ordered[1:] != ordered[:-1]]))
+        out = xp.zeros((count, values.shape[1]), dtype=values.dtype)
+        if ordered.shape[0]:
+            out[ordered[first]] = xp.add.reduceat(values[order], first, axis=0)
+        return out
+    numbers = xp.arange(count, dtype=segments.dtype, device=device(values))  # (count,)
+    hit = xp.astype(numbers[:, None] == segments[None, :], values.dtype)  # (count, r)
+    return hit @ values
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Pytrees
+
+_T = TypeVar("_T")
+_pytrees: dict[type, tuple[tuple[str, ...], tuple[str, ...]]] = {}
+_registered: set[type] = set()
+
+
+def pytree(*, data: Sequence[str], static: Sequence[str] = ()) -> Any:
+    """Class decorator: a frozen dataclass that JAX can trace, registered as soon as JAX has been imported."""
+
+    def decorate(cls: type[_T]) -> type[_T]:
+        _pytrees[cls] = (tuple(data), tuple(static))
+        register_pytrees()
+        return cls
+
+    return decorate
+
+
+def register_pytrees() -> None:
+    """Register every record and operator with JAX, if JAX is there; called whenever one is built."""
+    jax = sys.modules.get("jax")
+    if len(_registered) == len(_pytrees) or jax is None or not hasattr(jax, "tree_util"):
+        return
+    for cls, (data, static) in _pytrees.items():
+        if cls not in _registered:
+            jax.tree_util.register_dataclass(cls, data_fields=list(data), meta_fields=list(static))
+            _registered.add(cls)
+
+
+def leaves(tree: Any) -> list[Any]:
+    """Return the arrays in a record, an operator, or a mapping or tuple of them."""
+    if type(tree) in _pytrees:
+        return [a for name in _pytrees[type(tree)][0] for a in leaves(getattr(tree, name))]
+    if isinstance(tree, Mapping):
+        return [a for value in tree.values() for a in leaves(value)]
+    if isinstance(tree, (tuple, list)):
+        return [a for value in tree for a in leaves(value)]
+    return [] if tree is None or isinstance(tree, (bool, int, float)) else [tree]
