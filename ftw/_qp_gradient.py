@@ -1,0 +1,60 @@
+"""Accelerated projected gradient with adaptive restart: the engine that cannot fail, and can be slow.
+
+One step from the extrapolated point ``y`` (Beck & Teboulle 2009, FISTA), with L a bound on the largest eigenvalue of ``M``:
+
+    z+ = Proj(y - (My - q) / L),    t+ = (1 + sqrt(1 + 4 t^2)) / 2,    y+ = z+ + (t - 1)/t+ (z+ - z)
+
+and t falls back to 1 wherever the momentum points uphill, ``(y - z+)'(z+ - z) > 0`` (O'Donoghue & Candès 2015). Each step costs
+one product with M and one projection.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import _loops
+from ._qp_problem import Problem, largest, product
+from .constraints import project_scaled
+
+
+def lipschitz(xp: Any, M: Any) -> Any:
+    """Return an upper bound of the largest eigenvalue of M (..., n, n): its largest row sum, (...)."""
+    return xp.max(xp.sum(xp.abs(M), axis=-1), axis=-1)
+
+
+def accelerated(xp: Any, p: Problem, z: Any, tol: Any, max_steps: int, *, check_every: int = 1) -> tuple[Any, Any]:
+    """Return the last point (..., n) and the number of steps (...) taken from ``z``.
+
+    Stops where the natural residual at the extrapolated point, ``L |y - z+|_inf``, is below ``tol`` times the size of the
+    problem.
+    """
+    one = xp.ones_like(p.value)  # (...)
+    L = xp.maximum(lipschitz(xp, p.M), 1e-3 * one)  # (...)
+    size = largest(xp, p.q)  # (...)
+
+    def keep_going(state: tuple[Any, ...]) -> Any:
+        _, _, _, residual, steps = state
+        return xp.any((residual > tol) & (steps < max_steps))
+
+    def step(state: tuple[Any, ...]) -> tuple[Any, ...]:
+        z, y, t, residual, steps = state
+        active = (residual > tol) & (steps < max_steps)
+        new = project_scaled(xp, y - (product(xp, p.M, y) - p.q) / L[..., None], p.limits, p.normal)
+        move, back = new - z, y - new  # (..., n)
+        uphill = xp.sum(back * move, axis=-1) > 0
+        t = xp.where(uphill, 1.0, t)
+        t_next = 0.5 * (1 + xp.sqrt(1 + 4 * t * t))
+        pushed = new + (xp.where(uphill, 0.0, (t - 1) / t_next))[..., None] * move
+        error = L * xp.max(xp.abs(back), axis=-1) / xp.maximum(largest(xp, new), size)
+        keep = active[..., None]
+        return (
+            xp.where(keep, new, z),
+            xp.where(keep, pushed, y),
+            t_next,
+            xp.where(active, error, residual),
+            steps + xp.astype(active, steps.dtype),
+        )
+
+    steps = xp.zeros_like(p.value, dtype=xp.int32)
+    z, _, _, _, steps = _loops.while_loop(keep_going, step, (z, z, one, one * xp.inf, steps), check_every=check_every)
+    return z, steps
