@@ -1,3 +1,50 @@
-"""Filter-then-Weight: online data selection and reweighting that matches the optimizer's real update."""
+"""Filter-then-Weight: online data selection and reweighting that matches the optimizer's real update.
+
+Pure functions of arrays of any namespace of the Python array API standard (numpy, torch, jax, ...). Importing this package
+loads none of them.
+"""
+
+from . import filters, guard, optimizers
+from .constraints import Box, CappedSimplex, NonNegative, Simplex
+from .filters import Filtered, resample
+from .geometry import Diagonal, Kronecker, Polar, Rotated, Scale
+from .gradients import Dense, OuterProduct, Rows, Sum, combine, take
+from .gram import cross_gram, gram, scores
+from .optimizers import LinearUpdate
+from .qp import QPSolution, solve_qp
+from .selection import Selection, filter_then_weight
+from .status import Status
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Box",
+    "CappedSimplex",
+    "Dense",
+    "Diagonal",
+    "Filtered",
+    "Kronecker",
+    "LinearUpdate",
+    "NonNegative",
+    "OuterProduct",
+    "Polar",
+    "QPSolution",
+    "Rotated",
+    "Rows",
+    "Scale",
+    "Selection",
+    "Simplex",
+    "Status",
+    "Sum",
+    "combine",
+    "cross_gram",
+    "filter_then_weight",
+    "filters",
+    "gram",
+    "guard",
+    "optimizers",
+    "resample",
+    "scores",
+    "solve_qp",
+    "take",
+]

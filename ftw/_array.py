@@ -8,7 +8,7 @@ standard lacks; and the registration of records as JAX pytrees, done without imp
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import array_api_compat as compat
@@ -148,7 +148,7 @@ _pytrees: dict[type, tuple[tuple[str, ...], tuple[str, ...]]] = {}
 _registered: set[type] = set()
 
 
-def pytree(*, data: Sequence[str], static: Sequence[str] = ()) -> Any:
+def pytree(*, data: Sequence[str], static: Sequence[str] = ()) -> Callable[[type[_T]], type[_T]]:
     """Class decorator: a frozen dataclass that JAX can trace, registered as soon as JAX has been imported."""
 
     def decorate(cls: type[_T]) -> type[_T]:
@@ -179,3 +179,11 @@ def leaves(tree: Any) -> list[Any]:
     if isinstance(tree, (tuple, list)):
         return [a for value in tree for a in leaves(value)]
     return [] if tree is None or isinstance(tree, (bool, int, float)) else [tree]
+
+
+def scalar_like(value: Any, x: Any) -> Any:
+    """Return a number or 0-d array in the dtype of ``x``, so that it does not widen what it multiplies."""
+    if isinstance(value, (bool, int, float)) or not hasattr(value, "dtype"):
+        return value
+    xp = compat.array_namespace(x)
+    return xp.astype(xp.asarray(value), x.dtype)

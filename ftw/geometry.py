@@ -1,0 +1,336 @@
+"""Operators: the optimizer's linearised response ``P`` to a gradient, one symmetric PSD operator per parameter.
+
+Each operator knows three things. ``apply`` is P itself on a dense gradient. ``sqrt`` is P^1/2. ``split`` writes
+the inner product of two records without forming their gradients first,
+
+    <G_i, P H_j>  =  sum over pieces, rows r, columns c of  X_i[r, c] * weights[r, c] * Y_j[r, c],
+
+with X and Y records again (made by acting on the factors), so that the Gram matrix can walk over blocks of bounded size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from . import _array
+from ._array import Array
+from .gradients import Record, Sum, matrix_shape
+
+__all__ = ["Diagonal", "Kronecker", "Operator", "Polar", "Rotated", "Scale"]
+
+
+class Piece(NamedTuple):
+    """One term of a bilinear form: two records and elementwise weights (a number, or broadcastable to the matrix)."""
+
+    left: Record
+    right: Record
+    weights: Any
+
+
+@_array.pytree(data=("value",))
+@dataclass(frozen=True, eq=False)
+class Scale:
+    """``P G = value * G``.
+
+    Parameters
+    ----------
+    value : float or 0-d array
+        Not negative.
+    """
+
+    value: Any
+
+    def __post_init__(self) -> None:
+        _array.register_pytrees()
+
+    @property
+    def shape(self) -> None:
+        """None: any shape."""
+        return
+
+    def check(self, name: str) -> None:
+        """Raise ValueError if ``value`` is not a number."""
+        if getattr(self.value, "ndim", 0) != 0:
+            raise ValueError(f"Scale for {name!r}: value must be a number or a 0-d array, got {self.value.shape}")
+
+    def apply(self, g: Array) -> Any:
+        """Return P g, for g (..., *shape)."""
+        return g * _array.scalar_like(self.value, g)
+
+    def inner(self, g: Array, h: Array) -> Any:
+        """Return ``<g, P h>`` as a 0-d array."""
+        return _inner(g, self.apply(h))
+
+    def sqrt(self, g: Array) -> Any:
+        """Return P^1/2 g, for g (..., *shape)."""
+        return g * _array.scalar_like(self.value, g) ** 0.5
+
+    def split(self, xp: Any, left: Record, right: Record) -> list[Piece]:
+        """Return the pieces of ``<left_i, P right_j>``."""
+        return [Piece(left, right, self.value)]
+
+
+@_array.pytree(data=("values",))
+@dataclass(frozen=True, eq=False)
+class Diagonal:
+    """``P G = values * G``, elementwise.
+
+    Parameters
+    ----------
+    values : array, shaped like the parameter
+        Not negative.
+    """
+
+    values: Array
+
+    def __post_init__(self) -> None:
+        _array.register_pytrees()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the parameter."""
+        return tuple(self.values.shape)
+
+    def check(self, name: str) -> None:
+        """Nothing to check but the shape, which the caller compares."""
+
+    def apply(self, g: Array) -> Any:
+        """Return P g, for g (..., *shape)."""
+        return g * self.values
+
+    def inner(self, g: Array, h: Array) -> Any:
+        """Return ``<g, P h>`` as a 0-d array."""
+        return _inner(g, self.apply(h))
+
+    def sqrt(self, g: Array) -> Any:
+        """Return P^1/2 g, for g (..., *shape)."""
+        return g * self.values**0.5
+
+    def split(self, xp: Any, left: Record, right: Record) -> list[Piece]:
+        """Return the pieces of ``<left_i, P right_j>``."""
+        return [Piece(left, right, xp.reshape(self.values, matrix_shape(self.shape)))]
+
+
+@_array.pytree(data=("left", "right"))
+@dataclass(frozen=True, eq=False)
+class Kronecker:
+    """``P G = left @ G @ right`` for matrix parameters (Shampoo, K-FAC, Adafactor's factored second moment).
+
+    Parameters
+    ----------
+    left : array (d_out, d_out) or (d_out,)
+        Symmetric PSD; a vector stands for a diagonal matrix.
+    right : array (d_in, d_in) or (d_in,)
+        The same for the other side.
+
+    Notes
+    -----
+    It acts on the factors of a record, ``A @ right`` and ``B @ left``; no gradient is formed to apply it.
+    """
+
+    left: Array
+    right: Array
+
+    def __post_init__(self) -> None:
+        _array.register_pytrees()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape (d_out, d_in) of the parameter."""
+        return (self.left.shape[0], self.right.shape[0])
+
+    def check(self, name: str) -> None:
+        """Raise ValueError if a side is neither a vector nor a square matrix."""
+        for side, x in (("left", self.left), ("right", self.right)):
+            if x.ndim not in (1, 2) or (x.ndim == 2 and x.shape[0] != x.shape[1]):
+                raise ValueError(f"Kronecker for {name!r}: {side} {tuple(x.shape)} must be (d, d) or (d,)")
+
+    def apply(self, g: Array) -> Any:
+        """Return P g, for g (..., d_out, d_in)."""
+        return _sandwich(self.left, g, self.right)
+
+    def inner(self, g: Array, h: Array) -> Any:
+        """Return ``<g, P h>`` as a 0-d array."""
+        return _inner(g, self.apply(h))
+
+    def sqrt(self, g: Array) -> Any:
+        """Return P^1/2 g, for g (..., d_out, d_in); an eigendecomposition of each dense side."""
+        xp = _array.namespace(self.left, self.right, g)
+        return _sandwich(_half(xp, self.left), g, _half(xp, self.right))
+
+    def split(self, xp: Any, left: Record, right: Record) -> list[Piece]:
+        """Return the pieces of ``<left_i, P right_j>``."""
+        if self.left.ndim == self.right.ndim == 1:  # both halves cost nothing: the form stays symmetric
+            halves = self.left**0.5, self.right**0.5  # (d_out,), (d_in,)
+            x = left.transform(xp, *halves)
+            return [Piece(x, x if right is left else right.transform(xp, *halves), 1.0)]
+        return [Piece(left, right.transform(xp, self.left, self.right), 1.0)]
+
+
+@_array.pytree(data=("left", "values", "right"))
+@dataclass(frozen=True, eq=False)
+class Rotated:
+    """``P G = left @ (values * (left.T @ G @ right)) @ right.T``: diagonal in a rotated basis (SOAP).
+
+    Parameters
+    ----------
+    left : array (d_out, r_out)
+        Orthonormal columns.
+    values : array (r_out, r_in)
+        Not negative.
+    right : array (d_in, r_in)
+        Orthonormal columns.
+    """
+
+    left: Array
+    values: Array
+    right: Array
+
+    def __post_init__(self) -> None:
+        _array.register_pytrees()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape (d_out, d_in) of the parameter."""
+        return (self.left.shape[0], self.right.shape[0])
+
+    def check(self, name: str) -> None:
+        """Raise ValueError if the bases do not fit the values."""
+        shapes = tuple(tuple(x.shape) for x in (self.left, self.values, self.right))
+        if any(len(s) != 2 for s in shapes) or shapes[1] != (shapes[0][1], shapes[2][1]):
+            raise ValueError(
+                f"Rotated for {name!r}: left {shapes[0]}, values {shapes[1]}, right {shapes[2]} must be (d_out, r_out), "
+                "(r_out, r_in), (d_in, r_in)"
+            )
+
+    def apply(self, g: Array) -> Any:
+        """Return P g, for g (..., d_out, d_in)."""
+        return self.left @ (self.values * (self.left.T @ g @ self.right)) @ self.right.T
+
+    def inner(self, g: Array, h: Array) -> Any:
+        """Return ``<g, P h>`` as a 0-d array."""
+        return _inner(g, self.apply(h))
+
+    def sqrt(self, g: Array) -> Any:
+        """Return P^1/2 g, for g (..., d_out, d_in)."""
+        return self.left @ (self.values**0.5 * (self.left.T @ g @ self.right)) @ self.right.T
+
+    def split(self, xp: Any, left: Record, right: Record) -> list[Piece]:
+        """Return the pieces of ``<left_i, P right_j>``."""
+        x = left.transform(xp, self.left, self.right)
+        return [Piece(x, x if right is left else right.transform(xp, self.left, self.right), self.values)]
+
+
+@_array.pytree(data=("u", "s", "vt"))
+@dataclass(frozen=True, eq=False)
+class Polar:
+    """Derivative of the polar factor ``U V'`` at ``M = U diag(s) V'``: what Muon's orthogonalisation does to a change of M.
+
+    With ``K = U' E V`` for a change E,
+
+        P E = U [(K - K')_ij / (s_i + s_j)] V'  +  U S^-1 U' E (I - V V')  +  (I - U U') E V S^-1 V'.
+
+    It is the Hessian of the nuclear norm at M, hence symmetric and PSD.
+
+    Parameters
+    ----------
+    u : array (d_out, r)
+        Left singular vectors; r = min(d_out, d_in).
+    s : array (r,)
+        Singular values, positive: floor them first (`ftw.optimizers.muon` does), for P grows like 1 / s.
+    vt : array (r, d_in)
+        Right singular vectors, transposed.
+    """
+
+    u: Array
+    s: Array
+    vt: Array
+
+    def __post_init__(self) -> None:
+        _array.register_pytrees()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape (d_out, d_in) of the parameter."""
+        return (self.u.shape[0], self.vt.shape[1])
+
+    def check(self, name: str) -> None:
+        """Raise ValueError if the factors are not those of a thin SVD."""
+        u, s, vt = (tuple(x.shape) for x in (self.u, self.s, self.vt))
+        if len(u) != 2 or len(vt) != 2 or s != (u[1],) or vt[0] != s[0] or s[0] != min(u[0], vt[1]):
+            raise ValueError(
+                f"Polar for {name!r}: u {u}, s {s}, vt {vt} must be (d_out, r), (r,), (r, d_in), r = min(d)"
+            )
+
+    def apply(self, g: Array) -> Any:
+        """Return P g, for g (..., d_out, d_in)."""
+        return self._power(g, 1.0)
+
+    def inner(self, g: Array, h: Array) -> Any:
+        """Return ``<g, P h>`` as a 0-d array."""
+        return _inner(g, self.apply(h))
+
+    def sqrt(self, g: Array) -> Any:
+        """Return P^1/2 g, for g (..., d_out, d_in)."""
+        return self._power(g, 0.5)
+
+    def _power(self, g: Any, power: float) -> Any:
+        """Return P^power g: the antisymmetric part of K has the eigenvalues 2 / (s_i + s_j), what is outside 1 / s_i."""
+        xp = _array.namespace(self.u, self.s, self.vt, g)
+        k = self.u.T @ g @ self.vt.T  # (..., r, r)
+        skew = (k - xp.matrix_transpose(k)) / 2  # (..., r, r)
+        total = self.u @ (skew * (2 / (self.s[:, None] + self.s[None, :])) ** power) @ self.vt
+        beyond = self.s**-power  # (r,)
+        if self.shape[1] > self.shape[0]:  # wide: something lies outside the row space
+            total = total + self.u @ (beyond[:, None] * (self.u.T @ g - k @ self.vt))
+        if self.shape[0] > self.shape[1]:  # tall
+            total = total + ((g @ self.vt.T - self.u @ k) * beyond) @ self.vt
+        return total
+
+    def split(self, xp: Any, left: Record, right: Record) -> list[Piece]:
+        """Return the pieces of ``<left_i, P right_j>``."""
+        s, v = self.s, self.vt.T  # (r,), (d_in, r)
+
+        def skew(record: Record) -> Record:
+            k = record.transform(xp, self.u, v)  # G_i -> U' G_i V: (r, r)
+            return Sum((k, k.transposed(xp).negated(xp)))
+
+        def beyond(record: Record) -> Record | None:
+            if self.shape[1] > self.shape[0]:  # U' G_i (I - V V'): (r, d_in)
+                x = record.transform(xp, self.u, None)
+                return Sum((x, x.transform(xp, None, v).transform(xp, None, self.vt).negated(xp)))
+            if self.shape[0] > self.shape[1]:  # (I - U U') G_i V: (d_out, r)
+                x = record.transform(xp, None, v)
+                return Sum((x, x.transform(xp, self.u, None).transform(xp, self.u.T, None).negated(xp)))
+            return None
+
+        x = skew(left)
+        pieces = [Piece(x, x if right is left else skew(right), 0.5 / (s[:, None] + s[None, :]))]
+        y = beyond(left)
+        if y is not None:
+            z = y if right is left else beyond(right)
+            weights = 1 / s[:, None] if self.shape[1] > self.shape[0] else 1 / s[None, :]  # (r, 1) or (1, r)
+            pieces.append(Piece(y, z, weights))  # type: ignore[arg-type]
+        return pieces
+
+
+Operator = Scale | Diagonal | Kronecker | Rotated | Polar
+
+
+def _inner(g: Any, h: Any) -> Any:
+    xp = _array.namespace(g, h)
+    return xp.sum(g * h)
+
+
+def _sandwich(left: Any, g: Any, right: Any) -> Any:
+    g = left[:, None] * g if left.ndim == 1 else left @ g
+    return g * right if right.ndim == 1 else g @ right
+
+
+def _half(xp: Any, side: Any) -> Any:
+    """Return the square root of a PSD matrix, or of a vector that stands for a diagonal one."""
+    if side.ndim == 1:
+        return side**0.5
+    values, vectors = xp.linalg.eigh(side)  # (d,), (d, d)
+    return (vectors * xp.sqrt(xp.where(values > 0, values, xp.zeros_like(values)))) @ vectors.T
