@@ -186,4 +186,4 @@ def scalar_like(value: Any, x: Any) -> Any:
     if isinstance(value, (bool, int, float)) or not hasattr(value, "dtype"):
         return value
     xp = compat.array_namespace(x)
-    return xp.astype(xp.asarray(value), x.dtype)
+    return xp.astype(xp.asarray(value, device=device(x)), x.dtype)

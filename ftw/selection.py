@@ -237,7 +237,7 @@ def _weigh(
     c = xp.where(passed, c, zero)
     ridge = _array.scalar_like(ridge, c) * mean
     if isinstance(constraint, (NonNegative, Box)):
-        solution = solver(K, c, _only(xp, constraint, passed), ridge=ridge)
+        solution = solver(K, c, _only(xp, constraint, passed, zero), ridge=ridge)
         weights, status = solution.weights, solution.status
     else:
         free = solver(K, c, NonNegative(), ridge=ridge)  # the non-negative solution sets the target's length
@@ -245,19 +245,18 @@ def _weigh(
         scale = total / xp.where(amount > 0, amount, xp.ones_like(amount))
         weights, status = free.weights * scale, free.status
         if isinstance(constraint, CappedSimplex):
-            solution = solver(K, c * scale, _only(xp, constraint, passed), ridge=ridge, start=weights)
+            solution = solver(K, c * scale, _only(xp, constraint, passed, zero), ridge=ridge, start=weights)
             weights = solution.weights
             status = xp.where(status == int(Status.OK), solution.status, status)
-        infeasible = xp.asarray(total < 0)
+        infeasible = total * xp.ones_like(amount) < 0
         status = xp.where(infeasible, xp.full_like(status, int(Status.INFEASIBLE)), status)
         useful = useful & (amount > 0)
     replace = ~useful & (status != int(Status.INFEASIBLE)) & (status != int(Status.NOT_PSD))
     return xp.where(replace, uniform, weights), xp.where(replace, nothing, status)
 
 
-def _only(xp: Any, constraint: Constraint, passed: Any) -> Constraint:
+def _only(xp: Any, constraint: Constraint, passed: Any, zero: Any) -> Constraint:
     """Return the set in which samples that did not pass have weight zero."""
-    zero = xp.zeros(passed.shape[0], dtype=xp.float32, device=_array.device(passed))
     if isinstance(constraint, CappedSimplex):
         return CappedSimplex(_masked(xp, constraint.cap, passed, zero), constraint.total)
     if isinstance(constraint, Box):
@@ -266,10 +265,8 @@ def _only(xp: Any, constraint: Constraint, passed: Any) -> Constraint:
 
 
 def _masked(xp: Any, bound: Any, passed: Any, zero: Any) -> Any:
-    """Return the bound as a vector that is zero where a sample did not pass."""
-    if not hasattr(bound, "dtype"):
-        bound = xp.asarray(bound, dtype=zero.dtype, device=_array.device(zero))
-    return xp.where(passed, xp.broadcast_to(bound, passed.shape), xp.zeros(passed.shape, dtype=bound.dtype))
+    """Return the bound as a vector (k,) like ``zero`` that is zero where a sample did not pass."""
+    return xp.where(passed, zero + _array.scalar_like(bound, zero), zero)
 
 
 def _infeasible(xp: Any, uniform: Any, passed: Any, constraint: Constraint) -> Any:
@@ -277,7 +274,7 @@ def _infeasible(xp: Any, uniform: Any, passed: Any, constraint: Constraint) -> A
     if isinstance(constraint, CappedSimplex):
         return xp.any(uniform > constraint.cap * (1 + 1e-6)) | xp.any(uniform < 0)
     if isinstance(constraint, Box):
-        return xp.any(xp.asarray(constraint.lower > constraint.upper) & passed)
+        return xp.any((0 * uniform + constraint.lower > 0 * uniform + constraint.upper) & passed)
     return xp.any(uniform < 0)
 
 
