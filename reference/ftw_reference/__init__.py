@@ -1,1 +1,56 @@
-"""The reference implementation of Filter-then-Weight: plain NumPy loops, compiled by numba where it is installed."""
+"""The reference of Filter-then-Weight: explicit gradients, plain loops, exact weights.
+
+To learn the method, read the files in this order; each begins with its mathematics::
+
+    preconditioning.py   what the optimizer will do with a gradient: P
+    similarity.py        what a sample does for the target, and what two share: b and K
+    guard.py             how far to trust a small target
+    projections.py       where weights may live
+    qp.py                the weights
+    filters.py           who is kept
+    step.py              the whole step
+
+Everything is plain NumPy, compiled by numba as it stands where numba is installed. ``qp_fast.py`` solves the problem of
+``qp.py`` with the same result in a fraction of the time.
+"""
+
+from . import filters, guard, preconditioning, projections, qp, similarity, step
+from ._jit import COMPILED
+from .filters import Filtered, boltzmann, greedy_utility, matching, threshold, top_k
+from .guard import shrinkage
+from .projections import Box, CappedSimplex, NonNegative, Simplex, project
+from .qp import QPSolution, solve_qp
+from .similarity import cross_gram, gram, scores
+from .status import Status
+from .step import Selection, filter_then_weight
+
+__all__ = [
+    "COMPILED",
+    "Box",
+    "CappedSimplex",
+    "Filtered",
+    "NonNegative",
+    "QPSolution",
+    "Selection",
+    "Simplex",
+    "Status",
+    "boltzmann",
+    "cross_gram",
+    "filter_then_weight",
+    "filters",
+    "gram",
+    "greedy_utility",
+    "guard",
+    "matching",
+    "preconditioning",
+    "project",
+    "projections",
+    "qp",
+    "scores",
+    "shrinkage",
+    "similarity",
+    "solve_qp",
+    "step",
+    "threshold",
+    "top_k",
+]

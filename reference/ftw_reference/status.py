@@ -1,0 +1,39 @@
+"""What a call reached: an integer that arrays can carry, with a message for people."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+__all__ = ["Status"]
+
+
+class Status(IntEnum):
+    """The outcome of a solve or of a selection.
+
+    Examples
+    --------
+    >>> Status(3).message
+    'the constraint set is empty'
+    """
+
+    OK = 0
+    NOTHING_USEFUL = 1
+    NOT_FINITE = 2
+    INFEASIBLE = 3
+    NOT_PSD = 4
+    MAX_STEPS = 5
+
+    @property
+    def message(self) -> str:
+        """One sentence that says what happened."""
+        return _MESSAGES[self]
+
+
+_MESSAGES = {
+    Status.OK: "solved",
+    Status.NOTHING_USEFUL: "no candidate has a positive score: the weights are uniform over the best scores",
+    Status.NOT_FINITE: "the input holds a NaN or an infinity",
+    Status.INFEASIBLE: "the constraint set is empty",
+    Status.NOT_PSD: "the matrix is indefinite, beyond what rounding explains",
+    Status.MAX_STEPS: "the steps ran out, or there is no minimum: the weights are the best found",
+}
