@@ -22,7 +22,8 @@ from .constraints import Box, CappedSimplex, Constraint, NonNegative, Simplex
 from .filters import Filter
 from .geometry import Operator
 from .gradients import Record, combine, take
-from .gram import check_model, gram, scores, squared_norms
+from .gram import check_model, gram, squared_norms
+from .gram import scores as all_scores
 from .qp import solve_qp
 from .status import Status
 
@@ -54,6 +55,10 @@ class Selection(NamedTuple):
         A `Status`.
     signal : array ()
         The guard's F, infinite if it had nothing to judge by.
+    losses : array (n,) or None
+        Losses of all candidates, where an adapter computed them.
+    target_loss : array () or None
+        Mean loss of the target samples, likewise.
     """
 
     indices: Any
@@ -66,6 +71,8 @@ class Selection(NamedTuple):
     count: Any
     status: Any
     signal: Any
+    losses: Any = None
+    target_loss: Any = None
 
 
 class Linear(NamedTuple):
@@ -94,6 +101,7 @@ def filter_then_weight(
     solver: Callable[..., Any] | None = None,
     target_samples: Mapping[str, Record] | None = None,
     guard: float = 0.3,
+    scores: Array | None = None,
 ) -> Selection:
     """Choose ``keep`` of n candidates, and weights for them, so that their update matches the target's.
 
@@ -123,6 +131,8 @@ def filter_then_weight(
         Gradients of the m target samples; with them the guard may act.
     guard : float
         Largest shrinkage of the target toward the pool's mean, in [0, 1]; 0 turns the guard off.
+    scores : array (n,), optional
+        `ftw.scores` of the same arguments, if they are there already (an adapter sums them up while it captures).
 
     Returns
     -------
@@ -146,7 +156,9 @@ def filter_then_weight(
         mean = xp.full((n,), 1 / n, dtype=_wide(xp, first), device=_array.device(first))
         target = combine(candidates, mean)
 
-    b_all = scores(candidates, target, geometry)  # (n,)
+    b_all = all_scores(candidates, target, geometry) if scores is None else scores  # (n,)
+    if tuple(b_all.shape) != (n,):
+        raise ValueError(f"filter_then_weight: scores {tuple(b_all.shape)} must be ({n},), one a candidate")
     order = _array.argsort_descending(xp, b_all)  # (n,)
     short = order[:go_on] if go_on < n else xp.arange(n, dtype=order.dtype, device=_array.device(order))  # (s,)
     members = take(candidates, short) if go_on < n else candidates
@@ -321,7 +333,7 @@ def _guarded(
         pool = combine(sampled, xp.asarray(shares, dtype=b.dtype, device=_array.device(b)))  # g_P
         distance = _inner({name: target[name] - pool[name] for name in pool}, geometry)  # |g_T - g_P|^2
         a, _ = guard.shrinkage(square, xp.mean(lengths), distance, m, cap=cap)
-        return (1 - a) * b + a * scores(members, pool, geometry), a
+        return (1 - a) * b + a * all_scores(members, pool, geometry), a
 
     values, a = _loops.cond(ratio < 1, opened, closed)
     return Linear(values, a, ratio)
