@@ -23,6 +23,7 @@ __all__ = [
     "pytree",
     "put",
     "segment_sum",
+    "solve_positive",
     "widen",
 ]
 
@@ -138,6 +139,40 @@ def segment_sum(xp: Any, values: Any, segments: Any, count: int) -> Any:
     numbers = xp.arange(count, dtype=segments.dtype, device=device(values))  # (count,)
     hit = xp.astype(numbers[:, None] == segments[None, :], values.dtype)  # (count, r)
     return hit @ values
+
+
+def solve_positive(xp: Any, A: Any, B: Any) -> Any:
+    """Solve A X = B for symmetric positive definite A (..., n, n) and B (..., n, k); NaN, never an error, where it fails."""
+    if compat.is_torch_namespace(xp):
+        torch = sys.modules["torch"]
+        factor, failed = torch.linalg.cholesky_ex(A)
+        return torch.cholesky_solve(torch.where((failed > 0)[..., None, None], torch.nan, factor), B)
+    if compat.is_jax_namespace(xp):
+        factor = xp.linalg.cholesky(A)
+        return sys.modules["jax"].scipy.linalg.cho_solve((factor, True), B)
+    try:
+        return xp.linalg.solve(A, B)
+    except Exception as error:
+        if type(error).__name__ != "LinAlgError":
+            raise
+        return xp.full_like(B, xp.nan)
+
+
+def is_positive(xp: Any, A: Any) -> Any:
+    """Tell which of the symmetric matrices (..., n, n) have a Cholesky factor; booleans (...)."""
+    if compat.is_torch_namespace(xp):
+        return sys.modules["torch"].linalg.cholesky_ex(A)[1] == 0
+    try:
+        factor = xp.linalg.cholesky(A)
+    except Exception as error:
+        if type(error).__name__ != "LinAlgError":
+            raise
+        if A.ndim == 2:
+            return xp.zeros((), dtype=xp.bool, device=device(A))
+        flat = xp.reshape(A, (-1, *A.shape[-2:]))  # one bad matrix of a batch spoils the call: one by one
+        each = [is_positive(xp, flat[i, ...]) for i in range(flat.shape[0])]
+        return xp.reshape(xp.stack(each), A.shape[:-2])
+    return xp.all(xp.isfinite(xp.linalg.diagonal(factor)), axis=-1)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from . import _array
-from .constraints import Limits, project_scaled
+from .constraints import Limits
 
 
 class Problem(NamedTuple):
@@ -36,6 +36,15 @@ def largest(xp: Any, x: Any) -> Any:
     """Return max |x| over the last axis, 1 where that is 0: a safe divisor, (...)."""
     top = xp.max(xp.abs(x), axis=-1)
     return xp.where(top > 0, top, 1.0)
+
+
+def keep(xp: Any, where: Any, new: Any, old: Any) -> Any:
+    """Return the arrays of the tuple ``new`` for the problems that ``where`` (...) names, of ``old`` for the others."""
+
+    def one(a: Any, b: Any) -> Any:
+        return xp.where(xp.reshape(where, where.shape + (1,) * (a.ndim - where.ndim)), a, b)
+
+    return tuple(one(a, b) for a, b in zip(new, old, strict=True))
 
 
 def scaled_problem(xp: Any, K: Any, c: Any, limits: Limits, ridge: Any) -> Problem:
@@ -70,37 +79,23 @@ def scaled_problem(xp: Any, K: Any, c: Any, limits: Limits, ridge: Any) -> Probl
     return Problem(M, q, inner, s, scale, top * size * size)
 
 
-def objective(xp: Any, p: Problem, z: Any, Mz: Any) -> Any:
-    """Return 1/2 z'Mz - q'z, (...)."""
-    return xp.sum(z * (0.5 * Mz - p.q), axis=-1)
+def certificate(xp: Any, p: Problem, z: Any, multiplier: Any) -> tuple[Any, Any, Any]:
+    """Return the objective, the scaled natural residual and the relative duality gap of a feasible z; (...) each.
 
-
-def certificate(xp: Any, p: Problem, z: Any) -> tuple[Any, Any, Any]:
-    """Return the objective, the scaled natural residual and the relative duality gap of a feasible z; (...) each."""
-    Mz = product(xp, p.M, z)  # (..., n)
-    slope = Mz - p.q
-    moved = project_scaled(xp, z - slope, p.limits, p.normal)
-    kkt = xp.max(xp.abs(z - moved), axis=-1) / xp.maximum(largest(xp, z), largest(xp, p.q))
-    f = objective(xp, p, z, Mz)
-    return f, kkt, gap(xp, p, z, Mz)
-
-
-def gap(xp: Any, p: Problem, z: Any, Mz: Any) -> Any:
-    """Return the relative duality gap of a feasible z, (...)."""
-    slope = Mz - p.q  # (..., n)
+    With ``slope = Mz - q - multiplier * normal`` the residual is ``max |z - clip(z - slope, lower, upper)|``. Every feasible v has
+    ``f(v) >= f(z) + slope'(v - z)``, as M is PSD and both have the same sum, so that the gap is ``max slope'(z - v)`` over the box.
+    """
     lower, upper, total = p.limits
-    # unbounded directions are followed to twice the size of the point, or of its Newton decrement
-    radius = (2 * xp.maximum(largest(xp, z), largest(xp, p.q)))[..., None]
-    lower, upper = xp.maximum(lower, -radius), xp.minimum(upper, radius)
+    Mz = product(xp, p.M, z)  # (..., n)
+    f = xp.sum(z * (0.5 * Mz - p.q), axis=-1)
+    slope = Mz - p.q
+    size = xp.maximum(largest(xp, z), largest(xp, p.q))  # (...)
     if total is not None:
-        # the best single multiplier for these slopes: every t gives a valid bound
-        moved = project_scaled(xp, z - slope, p.limits, p.normal)
-        free = xp.astype((moved > p.limits.lower) & (moved < p.limits.upper), z.dtype) * p.normal
-        weight = xp.sum(free * p.normal, axis=-1)
-        mean = xp.sum(free * slope, axis=-1) / xp.where(weight > 0, weight, 1.0)
-        slope = slope - mean[..., None] * p.normal
+        slope = slope - multiplier[..., None] * p.normal
         upper = xp.minimum(upper, total[..., None] / p.normal)
-    best = xp.where(slope > 0, lower, upper)  # (..., n): the box point that these slopes like best
-    loss = xp.sum(slope * (z - best), axis=-1)
-    scale = xp.maximum(xp.sum(xp.abs(z) * xp.abs(Mz), axis=-1), xp.sum(xp.abs(p.q * z), axis=-1))
-    return xp.clip(loss, 0, None) / xp.where(scale > 0, scale, 1.0)
+    else:  # where there is no bound, out to twice the point
+        upper, lower = xp.minimum(upper, 2 * size[..., None]), xp.maximum(lower, -2 * size[..., None])
+    kkt = xp.max(xp.abs(z - xp.clip(z - slope, p.limits.lower, p.limits.upper)), axis=-1) / size
+    loss = xp.sum(slope * (z - xp.where(slope > 0, lower, upper)), axis=-1)
+    scale = xp.maximum(xp.sum(xp.abs(z * Mz), axis=-1), xp.sum(xp.abs(p.q * z), axis=-1))
+    return f, kkt, xp.maximum(loss, xp.zeros_like(loss)) / xp.where(scale > 0, scale, 1.0)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from . import _array
-from ._qp_gradient import accelerated
-from ._qp_problem import certificate, scaled_problem
+from ._qp_active import begin, search
+from ._qp_interior import interior
+from ._qp_problem import Problem, certificate, product, scaled_problem
 from .constraints import Constraint, Limits, as_limits, feasible, field, finite, project_scaled
 from .status import Status
 
@@ -65,19 +66,22 @@ def solve_qp(
     ridge = xp.where(good, ridge, 0.0)
 
     p = scaled_problem(xp, K, c, limits, ridge)
-    psd = xp.max(xp.abs(p.M), axis=(-2, -1)) <= 1 + n * float(xp.finfo(c.dtype).eps) ** 0.5  # (...)
-    z = xp.zeros_like(c) if start is None else start / p.scale
-    z = project_scaled(xp, z, p.limits, p.normal)
-    z, steps = accelerated(xp, p, z, tol, max_steps)
-    f, kkt, gap = certificate(xp, p, z)
+    psd = _is_psd(xp, p.M)  # (...)
+    run = good & psd
+    steps = xp.zeros_like(p.value, dtype=xp.int32)
+    z, multiplier, steps, certified = _solve(xp, p, run, steps, start, tol, max_steps)
     w = xp.clip(z * p.scale, limits.lower, limits.upper)
-    if total is not None:
-        w = project_scaled(xp, w, limits, xp.ones_like(w))
-    status = xp.where(kkt <= 10 * tol, xp.zeros_like(steps), int(Status.MAX_STEPS))
+    if total is not None:  # rounding in the sum goes to the weights that are free to take it
+        loose = xp.where((w > limits.lower) & (w < limits.upper), w, 0.0)
+        mass = xp.sum(loose, axis=-1)
+        excess = (total - xp.sum(w, axis=-1)) / xp.where(mass > 0, mass, 1.0)
+        w = xp.minimum(w + excess[..., None] * loose, limits.upper)
+    f, kkt, gap = certified
+    status = xp.where((kkt <= tol) & (gap <= tol), xp.zeros_like(steps), int(Status.MAX_STEPS))
     status = xp.where(psd, status, int(Status.NOT_PSD))
     status = xp.where(is_feasible, status, int(Status.INFEASIBLE))
     status = xp.where(is_finite, status, int(Status.NOT_FINITE))
-    good = good & psd
+    good = run
     return QPSolution(
         xp.where(good[..., None], w, xp.nan),
         xp.where(good, f * p.value, xp.nan),
@@ -86,6 +90,52 @@ def solve_qp(
         steps,
         xp.astype(status, xp.int32),
     )
+
+
+def _is_psd(xp: Any, M: Any) -> Any:
+    """Tell whether the unit-diagonal M (..., n, n) has no eigenvalue below -sqrt(eps), by a Cholesky factorisation."""
+    n = M.shape[-1]
+    shift = float(xp.finfo(M.dtype).eps) ** 0.5
+    return _array.is_positive(xp, M + shift * xp.eye(n, dtype=M.dtype, device=_array.device(M)))
+
+
+def _solve(
+    xp: Any, p: Problem, run: Any, steps: Any, start: Any, tol: Any, max_steps: int
+) -> tuple[Any, Any, Any, tuple[Any, Any, Any]]:
+    """Return z (..., n), the multiplier of the sum (...), the steps taken (...), and the certificate of z."""
+    lower, upper, total = p.limits
+    zero = xp.zeros_like(p.value)
+    if start is not None:
+        z = project_scaled(xp, xp.where(xp.isfinite(start), start, 0.0) / p.scale, p.limits, p.normal)
+        free, above = (z > lower) & (z < upper), z >= upper
+    elif total is None:
+        z = xp.clip(xp.zeros_like(p.q), lower, upper)
+        slope = product(xp, p.M, z) - p.q
+        above = z >= upper
+        free = ((z > lower) | (slope < 0)) & ((z < upper) | (slope > 0))
+    else:
+        z, free, above = _first(xp, p)
+    guess = search(xp, p, begin(xp, p, z, zero, free, above, steps, run), max_steps)
+    certified = certificate(xp, p, guess.z, guess.multiplier)
+
+    # the exchange cycles: cross by the interior, and exchange again from there
+    run = run & ~((guess.wrong == 0) & (certified[1] <= tol))
+    path = interior(xp, p, guess.steps, run, max_steps, tol=1e-14 if xp.finfo(p.q.dtype).bits == 64 else 1e-6)
+    free = (path.s > path.y) & (path.t > path.v)
+    again = begin(xp, p, xp.where(run[..., None], path.z, guess.z), path.multiplier, free, path.t <= path.v, path.steps, run)
+    again = search(xp, p, again, max_steps)
+    z = xp.where(run[..., None], again.z, guess.z)
+    multiplier = xp.where(run, again.multiplier, guess.multiplier)
+    return z, multiplier, again.steps, certificate(xp, p, z, multiplier)
+
+
+def _first(xp: Any, p: Problem) -> tuple[Any, Any, Any]:
+    """Return a first point, and which of its weights are free and held above, for a set with a sum."""
+    lower, upper, total = p.limits
+    z = total[..., None] / (p.q.shape[-1] * p.normal)  # (..., n): equal weights
+    slope = (product(xp, p.M, z) - p.q) / p.normal
+    free = slope <= xp.mean(slope, axis=-1)[..., None]
+    return xp.zeros_like(z), free, xp.zeros_like(free)
 
 
 def _checked(
