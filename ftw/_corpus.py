@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["COPIED", "DOMAIN", "SHUFFLED", "Corpus", "Sample", "Skipped", "Stream", "load", "read_files"]
+__all__ = ["COPIED", "DOMAIN", "SHUFFLED", "Corpus", "Sample", "Skipped", "Stream", "TextError", "load", "read_files"]
 
 DOMAIN, SHUFFLED, COPIED = "domain", "shuffled", "copied"  # the labels that are not names of texts
 WINDOW = 32  # bytes in a row that two samples may not have in common
@@ -31,6 +31,10 @@ PER_KIND = 5000  # samples taken of each kind of text
 MAX_FILE = 4 * 2**20  # bytes read of one file of a user's
 MAX_TOTAL = 64 * 2**20  # bytes read of all of them
 MAX_FILES = 10_000
+
+
+class TextError(ValueError):
+    """There is no text, or too little of it, for an experiment."""
 
 
 class Sample(NamedTuple):
@@ -58,6 +62,8 @@ class Corpus:
     hidden, target, test : tuple of Sample
         The domain, in three parts: what is hidden in the stream, what the target samples are drawn from, and what the
         result is measured on.
+    domain : str
+        The label of the domain's samples.
     dropped : int
         Target and test samples left out because they repeat something found elsewhere.
     """
@@ -67,6 +73,7 @@ class Corpus:
     hidden: tuple[Sample, ...]
     target: tuple[Sample, ...]
     test: tuple[Sample, ...]
+    domain: str
     dropped: int
 
     @property
@@ -92,32 +99,28 @@ def load(
 
     Raises
     ------
-    ValueError
-        If there is too little text for the splits.
-    RuntimeError
-        If built-in text is asked for and this Python lacks it.
+    TextError
+        If there is too little text for the splits, or built-in text is asked for and this Python lacks it.
     """
     if length < 16:
         raise ValueError(f"length: samples of {length} bytes are too short to tell texts apart; take 16 or more")
-    others = [
-        _deal(_cut(text, label, length), (0.6, 0.4)) for label, text in (_rest() if rest is None else rest).items()
-    ]
+    rest, domain = _rest() if rest is None else rest, _prose() if domain is None else domain
+    name = next(iter(domain)) if len(domain) == 1 and not domain.keys() & rest.keys() else DOMAIN
+    others = [_deal(_cut(text, label, length), (0.6, 0.4)) for label, text in rest.items()]
     pretrain = [sample for parts in others for sample in parts[0]]
     stream = [sample for parts in others for sample in parts[1]]
-    prose = [
-        sample for text in (_prose() if domain is None else domain).values() for sample in _cut(text, DOMAIN, length)
-    ]
+    prose = [sample for text in domain.values() for sample in _cut(text, name, length)]
     hidden, target, test = _deal(prose, (0.6, 0.2, 0.2))
     before = len(target) + len(test)
     target = _without_repeats(target, [*pretrain, *stream, *hidden], length)
     test = _without_repeats(test, [*pretrain, *stream, *hidden, *target], length)
     dropped = before - len(target) - len(test)
-    corpus = Corpus(tuple(pretrain), tuple(stream), tuple(hidden), tuple(target), tuple(test), dropped)
-    for name, least in {"pretrain": 64, "stream": 32, "hidden": 8, "target": 8, "test": 8}.items():
-        if len(found := getattr(corpus, name)) < least:
-            whose = "pool" if name in ("pretrain", "stream") else "target"
-            raise ValueError(
-                f"too little {whose} text: the {name} split got {len(found)} samples of {length} bytes and needs "
+    corpus = Corpus(tuple(pretrain), tuple(stream), tuple(hidden), tuple(target), tuple(test), name, dropped)
+    for split, least in {"pretrain": 64, "stream": 32, "hidden": 8, "target": 8, "test": 8}.items():
+        if len(found := getattr(corpus, split)) < least:
+            whose = "pool" if split in ("pretrain", "stream") else "target"
+            raise TextError(
+                f"too little {whose} text: the {split} split got {len(found)} samples of {length} bytes and needs "
                 f"{least} ({dropped} target and test samples were dropped: their text occurs elsewhere too)"
             )
     return corpus
@@ -192,7 +195,7 @@ def read_files(paths: Iterable[str | os.PathLike[str]]) -> tuple[dict[str, bytes
 
     Raises
     ------
-    ValueError
+    TextError
         If an argument has no text to offer.
     """
     texts: dict[str, bytes] = {}
@@ -218,7 +221,7 @@ def read_files(paths: Iterable[str | os.PathLike[str]]) -> tuple[dict[str, bytes
             room, files = room - len(text), files - 1
         if not parts:
             why = "; ".join(f"{path}: {reason}" for path, reason in skipped[-5:]) or "nothing in it"
-            raise ValueError(f"{_shown(argument)}: no text to read ({why})")
+            raise TextError(f"{_shown(argument)}: no text to read ({why})")
         label = name = _shown(argument.resolve().name) or "root"
         while label in taken:
             label = f"{name} {len(taken)}"
@@ -236,7 +239,7 @@ def _prose() -> dict[str, bytes]:
     try:
         topics: dict[str, str] = importlib.import_module("pydoc_data.topics").topics
     except ImportError as error:
-        raise RuntimeError(
+        raise TextError(
             "this Python comes without pydoc_data, the text of its help topics: install the complete standard library "
             "(Debian and Ubuntu: apt install python3), or give a target text of your own"
         ) from error
@@ -248,7 +251,7 @@ def _prose() -> dict[str, bytes]:
             if words not in seen and len(words) > 40:
                 seen.add(words)
                 kept.append(paragraph.strip("\n"))
-    return {DOMAIN: "\n\n".join(kept).encode()}
+    return {"prose": "\n\n".join(kept).encode()}
 
 
 def _rest() -> dict[str, bytes]:
@@ -265,7 +268,7 @@ def _rest() -> dict[str, bytes]:
     }
     for label, text in texts.items():
         if len(text) < 100_000:
-            raise RuntimeError(
+            raise TextError(
                 f"this Python comes without enough of its own text ({label}: {len(text)} bytes found): install the "
                 "complete standard library with its source files, or give a pool text of your own"
             )
