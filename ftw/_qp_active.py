@@ -19,133 +19,129 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from . import _array, _loops
-from ._qp_problem import Problem, keep, product
+from ._qp_problem import Problem, dot, keep, product
+from .constraints import clip
 
 PATIENCE = 4  # exchanges without fewer wrong signs before giving up
 
 
 class Guess(NamedTuple):
-    """Where the method stands: ``z`` (..., n), its multiplier (...), which weights are free, which are held above."""
+    """Where the search stands; a right guess has ``wrong == 0``."""
 
-    z: Any
-    multiplier: Any
+    z: Any  # (..., n), within its bounds
+    multiplier: Any  # (...)
     free: Any  # (..., n) booleans
     above: Any  # (..., n) booleans: held at the upper bound
-    wrong: Any  # (...), int32: the fewest wrong signs seen; 0 once the guess was right
-    patience: Any  # (...), int32: exchanges left; negative where the search has ended
-    residual: Any  # (...): of the free weights, in units of rounding
+    wrong: Any  # (...), int32: the fewest wrong signs seen so far
+    residual: Any  # (...): of the free weights, beyond what rounding explains; infinite while signs are wrong
+    deadline: Any  # (...), int32: give up at this step
+    going: Any  # (...) booleans
     steps: Any  # (...), int32
 
 
 def begin(xp: Any, p: Problem, z: Any, multiplier: Any, free: Any, above: Any, steps: Any, run: Any) -> Guess:
     """Return a guess to search from; where ``run`` (...) is False nothing will be done."""
     count = xp.zeros_like(steps)
-    return Guess(
-        z,
-        multiplier,
-        free,
-        above,
-        count + (p.q.shape[-1] + 1),
-        xp.where(run, count + PATIENCE, count - 1),
-        xp.full_like(p.value, xp.inf),
-        steps,
-    )
+    far = xp.full_like(p.value, xp.inf)
+    return Guess(z, multiplier, free, above, count + (p.q.shape[-1] + 1), far, steps + PATIENCE, run, steps)
 
 
 def search(xp: Any, p: Problem, guess: Guess, max_steps: int) -> Guess:
     """Exchange until the guess is right to rounding, or goes nowhere; O(|F|^3) per exchange."""
-
-    def going(g: Guess) -> Any:
-        return (g.patience >= 0) & (g.steps < max_steps)
+    eps = float(xp.finfo(p.q.dtype).eps)
+    grain = 8 * eps * xp.abs(p.q)  # (..., n)
+    movable = None if p.limits.upper is None else p.limits.lower < p.limits.upper
+    single = guess.z.ndim == 1
 
     def keep_going(g: Guess) -> Any:
-        return going(g) if g.z.ndim == 1 else xp.any(going(g))
+        return g.going if single else xp.any(g.going)
 
     def step(g: Guess) -> Guess:
-        new = exchange(xp, p, g)
-        return new if g.z.ndim == 1 else Guess(*keep(xp, going(g), new, g))
+        new = _exchange(xp, p, g, eps, grain, movable, max_steps)
+        return new if single else Guess(*keep(xp, g.going, new, g))
 
     return _loops.while_loop(keep_going, step, guess)
 
 
-def exchange(xp: Any, p: Problem, g: Guess) -> Guess:
+def _exchange(xp: Any, p: Problem, g: Guess, eps: float, grain: Any, movable: Any, max_steps: int) -> Guess:
     """Solve for the free weights, then correct the guess."""
     lower, upper, total = p.limits
-    free, above = g.free, g.above
-    eps = float(xp.finfo(p.q.dtype).eps)
-    move, multiplier = _solve(xp, p, g)
-    x = g.z + move  # (..., n)
+    x, multiplier, free = _solve(xp, p, g)
     slope = product(xp, p.M, x) - p.q  # (..., n)
-    # what rounding alone may do to a slope and to a weight
-    noise = xp.sum(xp.abs(x), axis=-1)[..., None] + xp.abs(p.q)  # (..., n)
+    # what rounding alone may do to a weight (...) and to a slope (..., n)
+    blur = ((8 * eps) * xp.sum(xp.abs(x), axis=-1))[..., None]
+    noise = grain + blur
     if total is not None:
         shift = multiplier[..., None] * p.normal
         slope = slope - shift
-        noise = noise + xp.abs(shift)
-    noise = 8 * eps * noise
-    blur = 4 * eps * xp.max(xp.abs(x), axis=-1)[..., None]
-    over = free & (x > upper + blur)
-    gone = over | (free & (x < lower - blur))
-    entering = ~free & (xp.where(above, slope, -slope) > noise) & (lower < upper)
-    flips = gone | entering
-    wrong = xp.astype(xp.sum(xp.astype(flips, p.q.dtype), axis=-1), xp.int32)  # (...)
+        noise = noise + (8 * eps) * xp.abs(shift)
+    if upper is None:
+        above = g.above
+        flips = xp.where(free, x + blur < lower, slope + noise < 0)
+    else:
+        over = free & (x - blur > upper)
+        entering = movable & (xp.where(g.above, slope, -slope) > noise)
+        flips = xp.where(free, over | (x + blur < lower), entering)
+        above = xp.where(free, over, g.above & ~flips)
+    wrong = xp.astype(xp.count_nonzero(flips, axis=-1), xp.int32)  # (...)
+    residual = xp.max(xp.where(free, xp.abs(slope) - noise, 0.0), axis=-1)  # (...)
     right = wrong == 0
-    residual = xp.max(xp.where(free, xp.abs(slope) / (noise + eps * eps), 0.0), axis=-1)  # (...)
-    refined = right & ((residual <= 1) | (residual > 0.5 * g.residual))
-    better = (wrong < g.wrong) | right
-    patience = xp.where(better, xp.full_like(wrong, PATIENCE), g.patience - 1)
-    patience = xp.where(refined, -1, patience)
-    above = (above & ~entering) | over
-    free = xp.where(flips, ~free, free)
-    if total is not None:  # a multiplier needs a weight that can move
-        closest = xp.argmin(xp.abs(slope) / p.normal, axis=-1)[..., None]  # (..., 1)
-        lone = xp.arange(free.shape[-1], device=_array.device(x)) == closest
-        free = free | (lone & ~xp.any(free, axis=-1)[..., None])
+    done = right & ((residual <= 0) | (residual > 0.5 * g.residual))
+    steps = g.steps + 1
+    deadline = xp.where(right | (wrong < g.wrong), steps + PATIENCE, g.deadline)
     return Guess(
-        xp.clip(x, lower, upper),
+        clip(xp, x, p.limits),
         multiplier,
-        free,
+        free ^ flips,
         above,
-        xp.where(wrong < g.wrong, wrong, g.wrong),
-        xp.astype(patience, xp.int32),
-        xp.where(right, residual, xp.full_like(residual, xp.inf)),
-        g.steps + 1,
+        xp.minimum(wrong, g.wrong),
+        xp.where(right, residual, xp.inf),
+        deadline,
+        ~done & (steps < deadline) & (steps < max_steps),
+        steps,
     )
 
 
-def _solve(xp: Any, p: Problem, g: Guess) -> tuple[Any, Any]:
-    """Return the move of the free weights, zero elsewhere (..., n), and the multiplier of the sum (...)."""
-    n = p.q.shape[-1]
-    delta = 2 * n * float(xp.finfo(p.q.dtype).eps)
+def _solve(xp: Any, p: Problem, g: Guess) -> tuple[Any, Any, Any]:
+    """Return the point that is stationary in the free weights (..., n), its multiplier (...), and the free set used."""
     total = p.limits.total
-    slope = p.q - product(xp, p.M, g.z)  # (..., n)
-    place = None
-    if g.z.ndim > 1 or _array.is_jax(g.z):
-        # fixed shapes: the held weights stay in the system, each as an equation of its own that says zero
-        on = xp.astype(g.free, p.q.dtype)  # (..., n)
-        unit = xp.eye(n, dtype=p.q.dtype, device=_array.device(g.z))
-        A = p.M * (on[..., :, None] * on[..., None, :]) + unit * (1 + delta - on)[..., None]  # (..., n, n)
-        slope, normal = slope * on, p.normal * on
+    free = g.free
+    right = p.q - product(xp, p.M, g.z)  # (..., n)
+    fixed_shape = g.z.ndim > 1 or _array.is_jax(g.z)
+    if fixed_shape:
+        if total is not None:
+            free = free | (_closest(xp, p, g, right) & ~xp.any(free, axis=-1)[..., None])
+        # held weights stay in the system, each as an equation of its own that says zero
+        unit = xp.eye(p.q.shape[-1], dtype=xp.bool, device=_array.device(g.z))
+        A = xp.where((free[..., :, None] & free[..., None, :]) | unit, p.shifted, 0.0)  # (..., n, n)
+        right = xp.where(free, right, 0.0)
+        normal = xp.where(free, p.normal, 0.0)
     else:
-        order = xp.argsort(xp.astype(g.free, xp.int8), descending=True, stable=True)  # (n,): the free weights first
-        size = int(xp.sum(xp.astype(g.free, xp.int32)))
+        size = int(xp.count_nonzero(free))
         if size == 0:
-            return xp.zeros_like(g.z), g.multiplier
+            if total is None:
+                return g.z, g.multiplier, free
+            free, size = _closest(xp, p, g, right), 1
+        order = xp.argsort(xp.astype(~free, xp.int8), stable=True)  # (n,): the free weights first
         index = order[:size]  # (f,)
-        A = xp.take(xp.take(p.M, index, axis=0), index, axis=1)  # (f, f)
-        A = A + delta * xp.eye(size, dtype=p.q.dtype, device=_array.device(g.z))
-        slope, normal = xp.take(slope, index), xp.take(p.normal, index)
-        place = order
+        A = xp.take(xp.take(p.shifted, index, axis=0), index, axis=1)  # (f, f)
+        right, normal = xp.take(right, index), xp.take(p.normal, index)
     if total is None:
-        move, multiplier = _array.solve_positive(xp, A, slope[..., None])[..., 0], g.multiplier
+        move, multiplier = _array.solve_positive(xp, A, right[..., None])[..., 0], g.multiplier
     else:
-        both = _array.solve_positive(xp, A, xp.stack([slope, normal], axis=-1))  # (..., f, 2)
+        both = _array.solve_positive(xp, A, xp.stack([right, normal], axis=-1))  # (..., f, 2)
         move, bend = both[..., 0], both[..., 1]
-        missing = total - xp.sum(p.normal * g.z, axis=-1)  # (...)
-        rate = xp.sum(normal * bend, axis=-1)
-        multiplier = (missing - xp.sum(normal * move, axis=-1)) / xp.where(rate == 0, xp.ones_like(rate), rate)
+        missing = total - dot(xp, p.normal, g.z)  # (...)
+        multiplier = (missing - dot(xp, normal, move)) / dot(xp, normal, bend)
         move = move + multiplier[..., None] * bend
-    if place is not None:
-        rest = xp.zeros(n - move.shape[0], dtype=move.dtype, device=_array.device(move))
-        move = xp.take(xp.concat([move, rest]), xp.argsort(place))
-    return move, multiplier
+    if not fixed_shape:
+        place = xp.cumulative_sum(xp.astype(free, order.dtype)) - 1  # (n,): of the free weights among themselves
+        move = xp.where(free, xp.take(move, xp.where(free, place, 0)), 0.0)
+    return g.z + move, multiplier, free
+
+
+def _closest(xp: Any, p: Problem, g: Guess, right: Any) -> Any:
+    """Tell the one weight (..., n) whose slope is nearest to the multiplier's: with a sum, one at least must be free."""
+    distance = xp.abs(right / p.normal + g.multiplier[..., None])  # (..., n)
+    closest = xp.argmin(distance, axis=-1)[..., None]  # (..., 1)
+    return xp.arange(right.shape[-1], device=_array.device(right)) == closest

@@ -14,100 +14,127 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from . import _array, _loops
-from ._qp_problem import Problem, keep, largest, product
+from ._qp_problem import Problem, dot, keep, largest, product
 
 
 class Path(NamedTuple):
-    """A point of the central path's neighbourhood; arrays (..., n) and (...)."""
+    """A point near the central path; ``t`` and ``v`` are None for a set without upper bounds."""
 
-    z: Any
+    z: Any  # (..., n)
     multiplier: Any  # (...)
-    s: Any
-    t: Any
-    y: Any
-    v: Any
-    length: Any  # (...): the last step's length
+    s: Any  # (..., n): room below
+    y: Any  # (..., n): its multiplier
+    t: Any  # (..., n): room above
+    v: Any  # (..., n): its multiplier
+    length: Any  # (...): of the last step
     going: Any  # (...) booleans
     steps: Any  # (...), int32
 
 
-def interior(xp: Any, p: Problem, steps: Any, run: Any, max_steps: int, *, tol: float) -> Path:
-    """Follow the path, for the problems named by ``run`` (...), until the complementarity is below ``tol`` of the objective."""
+def interior(xp: Any, p: Problem, steps: Any, run: Any, max_steps: int, tol: float) -> Path:
+    """Follow the path, where ``run`` (...) says so, until complementarity and slopes are within ``tol`` of their own sizes."""
     lower, upper, total = p.limits
-    below, above = lower > -xp.inf, upper < xp.inf  # (..., n): which bounds there are
-    lower, upper = xp.where(below, lower, 0.0), xp.where(above, upper, 0.0)
     zero, one = xp.zeros_like(p.q), xp.ones_like(p.q)
-    n = p.q.shape[-1]
-    eps = float(xp.finfo(p.q.dtype).eps)
-    unit = xp.eye(n, dtype=p.q.dtype, device=_array.device(p.q))
-    bounds = xp.sum(xp.where(below, one, zero) + xp.where(above, one, zero), axis=-1)  # (...)
-    bounds = xp.where(bounds > 0, bounds, xp.ones_like(bounds))
+    unit = xp.eye(p.q.shape[-1], dtype=p.q.dtype, device=_array.device(p.q))
+    below = above = None  # (..., n): which bounds there are, None for all
+    count = xp.sum(one, axis=-1)  # (...): how many
+    if upper is not None:
+        below, above = lower > -xp.inf, upper < xp.inf
+        count = xp.sum(xp.astype(below, p.q.dtype) + xp.astype(above, p.q.dtype), axis=-1)
+        count = xp.where(count > 0, count, 1.0)
+        lower, upper = xp.where(below, lower, 0.0), xp.where(above, upper, 0.0)
 
-    def dot(a: Any, b: Any) -> Any:
-        return xp.sum(a * b, axis=-1)
+    def at(mask: Any, x: Any, other: Any = 0.0) -> Any:
+        return x if mask is None else xp.where(mask, x, other)
 
-    # a start well inside, all complementarity products equal
-    if total is None:
-        middle = xp.where(below & above, 0.5 * (lower + upper), xp.where(above, upper - 1, lower + xp.where(below, 1.0, zero)))
-    else:
-        middle = total[..., None] / (n * p.normal)
-        middle = xp.where(above, xp.minimum(middle, 0.9 * upper), middle)
-    slope = product(xp, p.M, middle) - p.q
-    m = xp.zeros_like(p.value)
+    def shorten(x: Any, dx: Any, mask: Any) -> Any:
+        """Return 1/h for the longest step h that keeps x positive, (...)."""
+        return xp.max(at(mask, -dx / at(mask, x, 1.0)), axis=-1)
+
+    # a start well inside, with equal products of room and multiplier
     if total is not None:
-        m = dot(p.normal, slope) / dot(p.normal, p.normal)
-        slope = slope - m[..., None] * p.normal
-    tiny = 1e-6 * largest(xp, middle)[..., None]
-    s = xp.where(below, xp.maximum(middle - lower, tiny), one)
-    t = xp.where(above, xp.maximum(upper - middle, tiny), one)
-    room = xp.where(below, s, zero) + xp.where(above, t, zero)
-    mu = (xp.maximum(dot(xp.abs(slope), room), 1e-3 * dot(room, room)) / bounds)[..., None]
-    y, v = xp.where(below, mu / s, zero), xp.where(above, mu / t, zero)
+        z = total[..., None] / (p.q.shape[-1] * p.normal)  # (..., n)
+        z = z if upper is None else at(above, xp.minimum(z, 0.9 * upper), z)
+    elif upper is None:
+        z = one
+    else:
+        z = xp.where(below & above, 0.5 * (lower + upper), xp.where(above, upper - 1, xp.where(below, lower + 1, zero)))
+    slope = product(xp, p.M, z) - p.q
+    multiplier = xp.zeros_like(p.value)
+    if total is not None:
+        multiplier = dot(xp, p.normal, slope) / dot(xp, p.normal, p.normal)
+        slope = slope - multiplier[..., None] * p.normal
+    tiny = 1e-6 * largest(xp, z)[..., None]
+    s = at(below, xp.maximum(z - lower, tiny), one)
+    t = None if upper is None else at(above, xp.maximum(upper - z, tiny), one)
+    room = at(below, s)
+    room = room if t is None else room + at(above, t)
+    mu = (xp.maximum(dot(xp, xp.abs(slope), room), 1e-3 * dot(xp, room, room)) / count)[..., None]
+    y, v = at(below, mu / s), None if t is None else at(above, mu / t)
 
     def keep_going(a: Path) -> Any:
         return a.going if a.z.ndim == 1 else xp.any(a.going)
 
     def step(a: Path) -> Path:
-        z, m, s, t, y, v = a[:6]
+        z, m, s, y, t, v = a[:6]
         Mz = product(xp, p.M, z)
-        dual = Mz - p.q - y + v  # (..., n)
-        if total is not None:
-            dual = dual - m[..., None] * p.normal
-        off_s = xp.where(below, z - lower - s, zero)
-        off_t = xp.where(above, upper - z - t, zero)
-        mu = (dot(s, y) + dot(t, v)) / bounds  # (...)
-        aim = (xp.clip((1 - a.length) ** 2, 0.02, 1.0) * mu)[..., None]
-        push_s = xp.where(below, (aim - y * off_s) / s - y, zero)
-        push_t = xp.where(above, (aim - v * off_t) / t - v, zero)
-        A = p.M + unit * (y / s + v / t + 2 * n * eps)[..., None]  # (..., n, n)
-        right = push_s - push_t - dual
+        dual = Mz - p.q - y  # (..., n)
+        dual = dual if v is None else dual + v
+        dual = dual if total is None else dual - m[..., None] * p.normal
+        complementarity = dot(xp, s, y) if v is None else dot(xp, s, y) + dot(xp, t, v)  # (...)
+        aim = xp.maximum((1 - a.length) ** 2, 0.02 * a.length) * complementarity / count
+        aim = aim[..., None]
+        off_s = at(below, z - lower - s)
+        push_s = at(below, (aim - y * off_s) / s - y)
+        stiff = y / s
+        right = push_s - dual
+        if v is not None:
+            off_t = at(above, upper - z - t)
+            push_t = at(above, (aim - v * off_t) / t - v)
+            stiff = stiff + v / t
+            right = right - push_t
+        A = p.shifted + unit * stiff[..., None]  # (..., n, n)
         if total is None:
-            dz, dm = _array.solve_positive(xp, A, right[..., None])[..., 0], xp.zeros_like(m)
+            dm = xp.zeros_like(m)
+            dz = _array.solve_positive(xp, A, right[..., None])[..., 0]
         else:
             both = _array.solve_positive(xp, A, xp.stack([right, p.normal], axis=-1))  # (..., n, 2)
-            dm = (total - dot(p.normal, z) - dot(p.normal, both[..., 0])) / dot(p.normal, both[..., 1])
-            dz = both[..., 0] + dm[..., None] * both[..., 1]
-        ds, dt = xp.where(below, dz + off_s, zero), xp.where(above, off_t - dz, zero)
-        dy, dv = xp.where(below, push_s - y * dz / s, zero), xp.where(above, push_t + v * dz / t, zero)
-        # the longest step that keeps everything positive
-        shrink = xp.maximum(-ds / s, -dt / t)
-        shrink = xp.maximum(shrink, xp.where(below, -dy / xp.where(below, y, one), zero))
-        shrink = xp.maximum(shrink, xp.where(above, -dv / xp.where(above, v, one), zero))
-        length = 0.995 / xp.maximum(xp.max(shrink, axis=-1), 0.995 * xp.ones_like(m))  # (...), at most 1
+            move, bend = both[..., 0], both[..., 1]
+            dm = (total - dot(xp, p.normal, z + move)) / dot(xp, p.normal, bend)
+            dz = move + dm[..., None] * bend
+        ds, dy = at(below, dz + off_s), at(below, push_s - y * dz / s)
+        shrink = xp.maximum(shorten(s, ds, below), shorten(y, dy, below))
+        if v is not None:
+            dt, dv = at(above, off_t - dz), at(above, push_t + v * dz / t)
+            shrink = xp.maximum(shrink, xp.maximum(shorten(t, dt, above), shorten(v, dv, above)))
+        length = 0.995 / xp.where(shrink > 0.995, shrink, 0.995)  # (...), at most 1
         h = length[..., None]
-        z_new = z + h * dz
-        # how far the point just left was from the optimum: the step that follows it only helps
-        size = xp.maximum(dot(xp.abs(z), xp.abs(Mz)), dot(xp.abs(z), xp.abs(p.q)))
-        near = (mu * bounds <= tol * size) & (xp.max(xp.abs(dual), axis=-1) <= tol * xp.maximum(largest(xp, p.q), largest(xp, z)))
-        sound = xp.all(xp.isfinite(z_new), axis=-1)
-        new = Path(
-            z_new, m + length * dm, s + h * ds, t + h * dt, y + h * dy, v + h * dv,
-            length, ~near & sound & (a.steps + 1 < max_steps), a.steps + 1,
-        )  # fmt: skip
-        sound_only = Path(*keep(xp, sound, new, a))
-        sound_only = sound_only._replace(going=new.going, steps=new.steps)
-        return sound_only if a.z.ndim == 1 else Path(*keep(xp, a.going, sound_only, a))
+        # how far the point just left was from the optimum: the step from it only helps
+        size = xp.maximum(dot(xp, xp.abs(z), xp.abs(Mz)), dot(xp, xp.abs(z), xp.abs(p.q)))
+        reach = xp.maximum(largest(xp, p.q), largest(xp, z))
+        near = (complementarity <= tol * size) & (xp.max(xp.abs(dual), axis=-1) <= tol * reach)
+        sound = xp.all(xp.isfinite(dz), axis=-1) & xp.isfinite(dm)
+        h, length = xp.where(sound[..., None], h, 0.0), xp.where(sound, length, 0.0)
+        dz, dm = xp.where(sound[..., None], dz, 0.0), xp.where(sound, dm, 0.0)
+        ds, dy = xp.where(sound[..., None], ds, 0.0), xp.where(sound[..., None], dy, 0.0)
+        if v is not None:
+            t = t + h * xp.where(sound[..., None], dt, 0.0)
+            v = v + h * xp.where(sound[..., None], dv, 0.0)
+        going = ~near & sound & (a.steps + 1 < max_steps)
+        new = Path(z + h * dz, m + length * dm, s + h * ds, y + h * dy, t, v, length, going, a.steps + 1)
+        return new if a.z.ndim == 1 else Path(*keep(xp, a.going, new, a))
 
-    return _loops.while_loop(
-        keep_going, step, Path(middle, m, s, t, y, v, xp.zeros_like(m), run & (steps < max_steps), steps)
-    )
+    start = Path(z, multiplier, s, y, t, v, xp.zeros_like(multiplier), run & (steps < max_steps), steps)
+    return _loops.while_loop(keep_going, step, start)
+
+
+def rounded(xp: Any, p: Problem, a: Path) -> tuple[Any, Any, Any]:
+    """Return the point with every weight at the bound it tends to (..., n); which are free; which are held above."""
+    low = a.y >= a.s
+    z = xp.maximum(a.z, p.limits.lower)
+    z = xp.where(low, p.limits.lower, z)
+    if p.limits.upper is None:
+        return z, ~low, low & ~low
+    high = a.v >= a.t
+    z = xp.where(high, p.limits.upper, xp.minimum(z, p.limits.upper))
+    return z, ~low & ~high, high

@@ -50,7 +50,7 @@ Constraint = NonNegative | Simplex | CappedSimplex | Box
 
 
 class Limits(NamedTuple):
-    """A constraint set as arrays: ``lower`` and ``upper`` (..., n), ``total`` (...) or None where no sum is fixed."""
+    """A constraint set as arrays: ``lower`` (..., n), ``upper`` (..., n) or None, ``total`` (...) or None for no fixed sum."""
 
     lower: Any
     upper: Any
@@ -93,9 +93,8 @@ def project(constraint: Constraint, v: Any, *, metric: Any = None) -> Any:
     limits = as_limits(xp, constraint, v)
     normal = xp.ones_like(v) if metric is None else 1 / xp.sqrt(xp.astype(metric, v.dtype))  # (..., n)
     # in z = sqrt(metric) w the metric is the identity, and the sum becomes sum_i normal_i z_i
-    scaled = Limits(limits.lower / normal, limits.upper / normal, limits.total)
-    w = project_scaled(xp, v / normal, scaled, normal) * normal
-    w = xp.clip(w, limits.lower, limits.upper)
+    scaled = Limits(limits.lower / normal, None if limits.upper is None else limits.upper / normal, limits.total)
+    w = clip(xp, project_scaled(xp, v / normal, scaled, normal) * normal, limits)
     good = feasible(xp, limits) & xp.all(xp.isfinite(v), axis=-1)
     return xp.where(good[..., None], w, xp.nan)
 
@@ -121,9 +120,9 @@ def as_limits(xp: Any, constraint: Any, like: Any) -> Limits:
     if isinstance(constraint, Box):
         lower = field(xp, f"{name}.lower", constraint.lower, like, like.shape)
         return Limits(lower, field(xp, f"{name}.upper", constraint.upper, like, like.shape), None)
-    upper = zero + xp.inf
+    upper = None
     if isinstance(constraint, NonNegative):
-        return Limits(zero, upper, None)
+        return Limits(zero, None, None)
     if isinstance(constraint, CappedSimplex):
         upper = field(xp, f"{name}.cap", constraint.cap, like, like.shape)
     return Limits(zero, upper, field(xp, f"{name}.total", constraint.total, like, like.shape[:-1]))
@@ -143,18 +142,28 @@ def field(xp: Any, name: str, value: Any, like: Any, shape: tuple[int, ...]) -> 
 
 def finite(xp: Any, limits: Limits) -> Any:
     """Tell whether the set is made of numbers: no NaN among the bounds, a finite total; booleans (...)."""
-    good = ~xp.any(xp.isnan(limits.lower) | xp.isnan(limits.upper), axis=-1)
+    good = xp.all(limits.lower == limits.lower, axis=-1)  # NaN alone differs from itself
+    if limits.upper is not None:
+        good = good & xp.all(limits.upper == limits.upper, axis=-1)
     return good if limits.total is None else good & xp.isfinite(limits.total)
 
 
 def feasible(xp: Any, limits: Limits) -> Any:
     """Tell whether the set has a point, up to the rounding of the sums; booleans (...)."""
     lower, upper, total = limits
+    if upper is None:  # zero is the lower bound
+        return xp.all(lower <= 0, axis=-1) if total is None else total >= 0
     good = xp.all((lower <= upper) & (lower < xp.inf) & (upper > -xp.inf), axis=-1)
     if total is None:
         return good
     slack = 4 * upper.shape[-1] * float(xp.finfo(upper.dtype).eps) * xp.abs(total)
-    return good & (xp.sum(lower, axis=-1) <= total + slack) & (total <= xp.sum(upper, axis=-1) + slack)
+    return good & (total >= 0) & (total <= xp.sum(upper, axis=-1) + slack)
+
+
+def clip(xp: Any, z: Any, limits: Limits) -> Any:
+    """Return z (..., n) moved into its bounds."""
+    z = xp.maximum(z, limits.lower)
+    return z if limits.upper is None else xp.minimum(z, limits.upper)
 
 
 def project_scaled(xp: Any, v: Any, limits: Limits, normal: Any) -> Any:
@@ -163,19 +172,21 @@ def project_scaled(xp: Any, v: Any, limits: Limits, normal: Any) -> Any:
     ``normal`` (..., n) is positive. The set must not be empty; nothing is checked.
     """
     if limits.total is None:
-        return xp.clip(v, limits.lower, limits.upper)
+        return clip(xp, v, limits)
     z = _cut(xp, v, limits, normal)
     return _cut(xp, z, limits, normal)  # once more from nearby: the sum is then exact to rounding, however far v was
 
 
 def _cut(xp: Any, v: Any, limits: Limits, normal: Any) -> Any:
     lower, upper, total = limits
-    bounded = upper < xp.inf  # (..., n)
     square = normal * normal  # (..., n)
-    at_lower = (v - lower) / normal  # (..., n): from here on z_i = lower_i
-    at_upper = xp.where(bounded, v - xp.where(bounded, upper, 0.0), 0.0) / normal  # (..., n): up to here z_i = upper_i
-    points = xp.concat([at_lower, at_upper], axis=-1)  # (..., 2n)
-    slopes = xp.concat([square, xp.where(bounded, -square, 0.0)], axis=-1)  # (..., 2n)
+    points = (v - lower) / normal  # (..., n): from here on z_i = lower_i
+    slopes = square
+    if upper is not None:
+        bounded = upper < xp.inf  # (..., n)
+        at_upper = xp.where(bounded, v - xp.where(bounded, upper, 0.0), 0.0) / normal  # up to here z_i = upper_i
+        points = xp.concat([points, at_upper], axis=-1)  # (..., 2n)
+        slopes = xp.concat([slopes, xp.where(bounded, -square, 0.0)], axis=-1)
     order = xp.argsort(-points, axis=-1)
     points = xp.take_along_axis(points, order, axis=-1)  # (..., 2n), descending
     slopes = xp.take_along_axis(slopes, order, axis=-1)
@@ -185,15 +196,15 @@ def _cut(xp: Any, v: Any, limits: Limits, normal: Any) -> Any:
     # to the left of points[k] the sum is base + T[k] - S[k] t; it passes the total in the last segment that starts below
     below = base + T - S * points < total[..., None]  # (..., 2n)
     last = xp.sum(xp.astype(below, xp.int64), axis=-1)[..., None] - 1  # (..., 1)
-    last = xp.clip(last, 0, None)
+    last = xp.where(last > 0, last, 0)
     slope = xp.take_along_axis(S, last, axis=-1)
     root = (base + xp.take_along_axis(T, last, axis=-1) - total[..., None]) / xp.where(slope > 0, slope, 1.0)
     root = xp.where(slope > 0, root, xp.take_along_axis(points, last, axis=-1))  # (..., 1)
     for _ in range(2):  # the running sums cancel: recompute from the coordinates that are free at the root
         z = v - root * normal  # (..., n)
-        free = (z > lower) & (z < upper)
-        z = xp.clip(z, lower, upper)
+        free = z > lower if upper is None else (z > lower) & (z < upper)
+        z = clip(xp, z, limits)
         slope = xp.sum(xp.where(free, square, 0.0), axis=-1)[..., None]
         excess = xp.sum(normal * z, axis=-1)[..., None] - total[..., None]
         root = root + xp.where(slope > 0, excess / xp.where(slope > 0, slope, 1.0), 0.0)
-    return xp.clip(v - root * normal, lower, upper)
+    return clip(xp, v - root * normal, limits)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from . import _array
-from ._qp_active import begin, search
-from ._qp_interior import interior
-from ._qp_problem import Problem, certificate, product, scaled_problem
-from .constraints import Constraint, Limits, as_limits, feasible, field, finite, project_scaled
+from . import _array, _loops
+from ._qp_active import Guess, begin, search
+from ._qp_interior import interior, rounded
+from ._qp_problem import Problem, certificate, keep, product, scaled_problem
+from .constraints import Constraint, Limits, as_limits, clip, feasible, field, finite, project_scaled
 from .status import Status
 
 __all__ = ["QPSolution", "solve_qp"]
@@ -53,40 +53,35 @@ def solve_qp(
 ) -> QPSolution:
     """Minimise ``1/2 w'(gram + ridge I)w - linear'w`` over a constraint set."""
     xp, K, c, limits, ridge, tol, start = _checked(gram, linear, constraint, ridge, tol, max_steps, start)
-    n = c.shape[-1]
     is_finite = xp.all(xp.isfinite(K), axis=(-2, -1)) & xp.all(xp.isfinite(c), axis=-1) & xp.isfinite(ridge)
     is_finite = is_finite & finite(xp, limits)
     is_feasible = feasible(xp, limits)
     good = is_finite & is_feasible  # (...)
-    # a problem that cannot be solved is replaced by an empty one, so that no NaN reaches a loop
-    one = good[..., None]
-    K, c = xp.where(one[..., None], K, 0.0), xp.where(one, c, 0.0)
-    total = None if limits.total is None else xp.where(good, limits.total, 0.0)
-    limits = Limits(xp.where(one, limits.lower, 0.0), xp.where(one, limits.upper, 0.0), total)
-    ridge = xp.where(good, ridge, 0.0)
-
+    if _array.known(xp.all(good)) is not True:
+        # a problem that cannot be solved is replaced by an empty one, so that no NaN reaches a loop
+        one = good[..., None]
+        K, c, ridge = xp.where(one[..., None], K, 0.0), xp.where(one, c, 0.0), xp.where(good, ridge, 0.0)
+        limits = Limits(
+            xp.where(one, limits.lower, 0.0),
+            None if limits.upper is None else xp.where(one, limits.upper, 0.0),
+            None if limits.total is None else xp.where(good, limits.total, 0.0),
+        )
     p = scaled_problem(xp, K, c, limits, ridge)
     psd = _is_psd(xp, p.M)  # (...)
     run = good & psd
     steps = xp.zeros_like(p.value, dtype=xp.int32)
-    z, multiplier, steps, certified = _solve(xp, p, run, steps, start, tol, max_steps)
-    w = xp.clip(z * p.scale, limits.lower, limits.upper)
-    if total is not None:  # rounding in the sum goes to the weights that are free to take it
-        loose = xp.where((w > limits.lower) & (w < limits.upper), w, 0.0)
-        mass = xp.sum(loose, axis=-1)
-        excess = (total - xp.sum(w, axis=-1)) / xp.where(mass > 0, mass, 1.0)
-        w = xp.minimum(w + excess[..., None] * loose, limits.upper)
+    z, steps, certified = _solve(xp, p, run, steps, start, tol, max_steps)
+    w = _repaired(xp, z * p.scale, limits)
     f, kkt, gap = certified
     status = xp.where((kkt <= tol) & (gap <= tol), xp.zeros_like(steps), int(Status.MAX_STEPS))
     status = xp.where(psd, status, int(Status.NOT_PSD))
     status = xp.where(is_feasible, status, int(Status.INFEASIBLE))
     status = xp.where(is_finite, status, int(Status.NOT_FINITE))
-    good = run
     return QPSolution(
-        xp.where(good[..., None], w, xp.nan),
-        xp.where(good, f * p.value, xp.nan),
-        xp.where(good, kkt, xp.nan),
-        xp.where(good, gap, xp.nan),
+        xp.where(run[..., None], w, xp.nan),
+        xp.where(run, f * p.value, xp.nan),
+        xp.where(run, kkt, xp.nan),
+        xp.where(run, gap, xp.nan),
         steps,
         xp.astype(status, xp.int32),
     )
@@ -99,43 +94,67 @@ def _is_psd(xp: Any, M: Any) -> Any:
     return _array.is_positive(xp, M + shift * xp.eye(n, dtype=M.dtype, device=_array.device(M)))
 
 
+def _repaired(xp: Any, w: Any, limits: Limits) -> Any:
+    """Return w (..., n) within its bounds, with its sum exact to rounding: the weights that are free to take it share the rest."""
+    w = clip(xp, w, limits)
+    if limits.total is None:
+        return w
+    loose = w if limits.upper is None else xp.where(w < limits.upper, w, 0.0)
+    mass = xp.sum(loose, axis=-1)
+    excess = (limits.total - xp.sum(w, axis=-1)) / xp.where(mass > 0, mass, 1.0)
+    return clip(xp, w + excess[..., None] * loose, limits)
+
+
 def _solve(
     xp: Any, p: Problem, run: Any, steps: Any, start: Any, tol: Any, max_steps: int
-) -> tuple[Any, Any, Any, tuple[Any, Any, Any]]:
-    """Return z (..., n), the multiplier of the sum (...), the steps taken (...), and the certificate of z."""
+) -> tuple[Any, Any, tuple[Any, Any, Any]]:
+    """Return z (..., n), the steps taken (...), and the certificate of z: objective, residual, gap (...)."""
+    guess = search(xp, p, _first(xp, p, run, steps, start), max_steps)
+    certified = certificate(xp, p, guess.z, guess.multiplier)
+    found = (guess.z, guess.steps, certified)
+    run = run & ~((certified[1] <= tol) & (certified[2] <= tol))
+
+    def cross(found: tuple[Any, ...], run: Any) -> tuple[Any, ...]:
+        """The exchange cycles: cross by the interior, and exchange again from there."""
+        z, steps, certified = found
+        path = interior(xp, p, steps, run, max_steps, 1e-14 if xp.finfo(p.q.dtype).bits == 64 else 1e-6)
+        crossed, free, above = rounded(xp, p, path)
+        second = certificate(xp, p, crossed, path.multiplier)
+        again = begin(xp, p, crossed, path.multiplier, free, above, path.steps, run)
+        again = search(xp, p, again, max_steps)
+        third = certificate(xp, p, again.z, again.multiplier)
+        for point, proof in ((crossed, second), (again.z, third)):
+            better = run & (xp.maximum(proof[1], proof[2]) < xp.maximum(certified[1], certified[2]))
+            z, *certified = keep(xp, better, (point, *proof), (z, *certified))
+        return z, again.steps, tuple(certified)
+
+    def stay(found: tuple[Any, ...], run: Any) -> tuple[Any, ...]:
+        return found
+
+    z, steps, certified = _loops.cond(xp.any(run), cross, stay, found, run)
+    return z, steps, certified
+
+
+def _first(xp: Any, p: Problem, run: Any, steps: Any, start: Any) -> Guess:
+    """Return the first guess: of the weights given, or of what a step from the middle of the set would free."""
     lower, upper, total = p.limits
     zero = xp.zeros_like(p.value)
     if start is not None:
         z = project_scaled(xp, xp.where(xp.isfinite(start), start, 0.0) / p.scale, p.limits, p.normal)
-        free, above = (z > lower) & (z < upper), z >= upper
     elif total is None:
-        z = xp.clip(xp.zeros_like(p.q), lower, upper)
-        slope = product(xp, p.M, z) - p.q
-        above = z >= upper
-        free = ((z > lower) | (slope < 0)) & ((z < upper) | (slope > 0))
+        z = clip(xp, xp.zeros_like(p.q), p.limits)
     else:
-        z, free, above = _first(xp, p)
-    guess = search(xp, p, begin(xp, p, z, zero, free, above, steps, run), max_steps)
-    certified = certificate(xp, p, guess.z, guess.multiplier)
-
-    # the exchange cycles: cross by the interior, and exchange again from there
-    run = run & ~((guess.wrong == 0) & (certified[1] <= tol))
-    path = interior(xp, p, guess.steps, run, max_steps, tol=1e-14 if xp.finfo(p.q.dtype).bits == 64 else 1e-6)
-    free = (path.s > path.y) & (path.t > path.v)
-    again = begin(xp, p, xp.where(run[..., None], path.z, guess.z), path.multiplier, free, path.t <= path.v, path.steps, run)
-    again = search(xp, p, again, max_steps)
-    z = xp.where(run[..., None], again.z, guess.z)
-    multiplier = xp.where(run, again.multiplier, guess.multiplier)
-    return z, multiplier, again.steps, certificate(xp, p, z, multiplier)
-
-
-def _first(xp: Any, p: Problem) -> tuple[Any, Any, Any]:
-    """Return a first point, and which of its weights are free and held above, for a set with a sum."""
-    lower, upper, total = p.limits
-    z = total[..., None] / (p.q.shape[-1] * p.normal)  # (..., n): equal weights
-    slope = (product(xp, p.M, z) - p.q) / p.normal
-    free = slope <= xp.mean(slope, axis=-1)[..., None]
-    return xp.zeros_like(z), free, xp.zeros_like(free)
+        z = total[..., None] / (p.q.shape[-1] * p.normal)  # (..., n): equal weights
+        slope = (product(xp, p.M, z) - p.q) / p.normal
+        free = slope <= xp.mean(slope, axis=-1)[..., None]
+        return begin(xp, p, xp.zeros_like(z), zero, free, free & ~free, steps, run)
+    free = z > lower
+    above = free & ~free if upper is None else z >= upper
+    free = free if upper is None else free & ~above
+    if start is None:
+        slope = product(xp, p.M, z) - p.q
+        free = free | xp.where(above, slope > 0, slope < 0)
+    return begin(xp, p, z, zero, free, above & ~free, steps, run)
 
 
 def _checked(
@@ -163,12 +182,13 @@ def _checked(
         raise ValueError(f"solve_qp: tol must be > 0, got {tol}")
     if isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 1:
         raise ValueError(f"solve_qp: max_steps must be an int >= 1, got {max_steps!r}")
+    xp = _array.lean(xp)
     dtype = xp.result_type(gram.dtype, linear.dtype)
     c = _array.widen(xp, xp.astype(linear, dtype))
     K = xp.astype(gram, c.dtype)
     shape = c.shape[:-1]
     if tol is None:
-        tol = 1e-9 if xp.finfo(c.dtype).bits == 64 else 1e-5
+        tol = 1e-8 if xp.finfo(c.dtype).bits == 64 else 1e-4
     return (
         xp,
         K,
