@@ -251,7 +251,7 @@ def _prose() -> dict[str, bytes]:
             if words not in seen and len(words) > 40:
                 seen.add(words)
                 kept.append(paragraph.strip("\n"))
-    return {"prose": "\n\n".join(kept).encode()}
+    return {"English prose": "\n\n".join(kept).encode()}
 
 
 def _rest() -> dict[str, bytes]:
@@ -262,9 +262,9 @@ def _rest() -> dict[str, bytes]:
     modules = [path for path in sorted(library.glob("*.py")) if path.stem in sys.stdlib_module_names]
     names = (f"{code:04X} {name}\n" for code in range(0x20, 0x3000) if (name := unicodedata.name(chr(code), "")))
     texts = {
-        "source": b"\n".join(path.read_bytes() for path in modules if path.is_file()),
-        "encodings": b"\n".join(path.read_bytes() for path in sorted(tables.glob("*.py")) if path.is_file()),
-        "names": "".join(names).encode(),
+        "library source": b"\n".join(path.read_bytes() for path in modules if path.is_file()),
+        "encodings tables": b"\n".join(path.read_bytes() for path in sorted(tables.glob("*.py")) if path.is_file()),
+        "Unicode names": "".join(names).encode(),
     }
     for label, text in texts.items():
         if len(text) < 100_000:

@@ -50,7 +50,7 @@ def pretrain(corpus: corpora.Corpus, steps: int) -> GPT:
         for _ in bar:
             loss = per_sample_loss(model, batch_of(rng.sample(corpus.pretrain, 32))).mean()
             optimizer.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             optimizer.step()
             schedule.step()
             bar.set_postfix(loss=f"{loss.item():.3f}")
@@ -67,7 +67,7 @@ def chooser(
         def choose(pool: Batch, target: Batch) -> dict[str, Any]:
             indices = rng.sample(range(pool[0].shape[0]), keep)
             losses = per_sample_loss(model, (pool[0][indices], pool[1][indices]))
-            losses.mean().backward()
+            torch.autograd.backward(losses.mean())
             return {
                 "indices": indices,
                 "weights": [1 / keep] * keep,
@@ -191,7 +191,7 @@ def setup(options: argparse.Namespace, corpus: corpora.Corpus, model: GPT, share
     count, size = sum(p.numel() for p in model.parameters()), options.pool_size
     parts = [f"{share:.0%} {what}" for what, share in shares.items() if share]
     return {
-        "title": f"Learning {corpus.domain} from a polluted stream",
+        "title": f"Learning {corpus.domain} from a {'stream as it is' if options.as_is else 'polluted stream'}",
         "note": (
             f"A byte-level GPT that was pretrained on {', '.join(corpus.sources)} learns {corpus.domain}. At each step "
             f"{size} samples arrive and {options.keep} are trained on. Each method picks them in its own way; pools, "
@@ -199,7 +199,7 @@ def setup(options: argparse.Namespace, corpus: corpora.Corpus, model: GPT, share
             "that occurs nowhere else."
         ),
         "highlight": METHOD,
-        "domain": corpus.domain,
+        "domain": None if options.as_is else corpus.domain,
         "model": f"{count:,} parameters, samples of {LENGTH - 1} bytes",
         "optimizer": "AdamW, learning rate 1e-3",
         "stream": f"pools of {size}: {', '.join([*parts, 'the rest ' + ', '.join(corpus.sources)])}",
@@ -214,7 +214,8 @@ def run(options: argparse.Namespace, corpus: corpora.Corpus, path: Path) -> repo
     """Pretrain once, adapt with each method and seed, and return the record."""
     test = batch_of(random.Random(0).sample(corpus.test, min(TESTS, len(corpus.test))))
     model = pretrain(corpus, 120 if options.quick else 400)
-    shares = {"domain": 0.0, "shuffled": 0.0, "copied": 0.0} if options.as_is else SHARES
+    shares = dict.fromkeys(SHARES, 0.0) if options.as_is else SHARES
+    domain, shuffled, copied = shares.values()
     methods = (RANDOM, TOP_K, METHOD)
     total = options.seeds * len(methods) * options.steps
     header = setup(options, corpus, model, shares)
@@ -223,7 +224,9 @@ def run(options: argparse.Namespace, corpus: corpora.Corpus, path: Path) -> repo
         tqdm(total=total, unit="step", dynamic_ncols=True) as bar,
     ):
         for seed in range(options.seeds):
-            stream = corpora.Stream(corpus, options.pool_size, seed=seed, **shares)
+            stream = corpora.Stream(
+                corpus, options.pool_size, seed=seed, domain=domain, shuffled=shuffled, copied=copied
+            )
             for method in methods:
                 adapt(model, method, seed, stream, test, recorder, options, bar)
         bar.set_description("adapted")
