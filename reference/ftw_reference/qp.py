@@ -34,7 +34,8 @@ unit diagonal, and nothing below depends on the units of any sample. The equatio
 **What is reported**, in the original variables, with g = H w - c:
 
 - ``kkt``  = max|w - Proj(w - g/L)| / max|w|,  L = max_i sum_j |H_ij|: the natural residual.
-- ``gap``  = sum_i (g_i w_i) - min over v in the set of g'v,  divided by  1/2 w'Hw + |c'w|. By convexity it bounds
+- ``gap``  = sum_i (g_i w_i) - min over v in the set of g'v,  divided by
+  sum_i |w_i (Hw)_i| + |w_i c_i|. By convexity it bounds
   f(w) - min f. A bound that is infinite is replaced by
   w_i +- max_j |d_j w_j| / d_i.
 - ``objective`` = f(w), the ridge included.
@@ -378,6 +379,6 @@ def certificate(H: Array, c: Array, w: Array, box: Bounds) -> tuple[float, float
             v[i] += max(min(box.total - np.sum(v), high[i] - v[i]), 0.0)
     else:
         v = np.where(g > 0, low, high)  # (n,)
-    scale = quadratic + abs(linear)
+    scale = np.sum(np.abs(w * (g + c))) + np.sum(np.abs(w * c))
     gap = max(g @ (w - v), 0.0) / scale if scale > 0.0 else max(g @ (w - v), 0.0)
     return float(quadratic - linear), float(kkt), float(gap)
