@@ -114,9 +114,7 @@ def describe(indices: Iterable[int], weights: Iterable[float] | None = None, **c
 def _plain(value: Any, text: bool) -> Any:
     """Return ``value`` as what JSON has: arrays as lists, what is not finite as null."""
     if isinstance(value, Mapping):
-        return {
-            str(k): _plain(v, text) for k, v in value.items() if k != "text" or text or not isinstance(v, str | bytes)
-        }
+        return {str(k): _plain(v, text) for k, v in value.items() if k != "text" or text or isinstance(v, bool)}
     if isinstance(value, str):
         return str(value)
     if isinstance(value, bytes):
