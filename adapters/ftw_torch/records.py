@@ -1,0 +1,108 @@
+"""Records of tensors put together: the uses of one parameter, the pieces of one batch, parameters that were not used."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from ftw import Dense, OuterProduct, Rows, Sum
+from ftw.gradients import Record
+from torch import Tensor
+
+__all__ = ["empty", "is_empty", "join", "merge"]
+
+
+def merge(parts: Sequence[Record]) -> Record:
+    """Return one record of several uses of a parameter: written-out parts are added, factors kept side by side."""
+    dense = [part for part in parts if isinstance(part, Dense)]
+    rest = [part for part in parts if not isinstance(part, Dense)]
+    if dense:
+        total: Any = dense[0].grads
+        for part in dense[1:]:
+            total = total + part.grads
+        rest.append(Dense(total))
+    return rest[0] if len(rest) == 1 else Sum(tuple(rest))
+
+
+def join(
+    pieces: Sequence[Mapping[str, Record]], sizes: Sequence[int], parameters: Mapping[str, Tensor]
+) -> dict[str, Record]:
+    """Return the records of all samples from those of consecutive pieces of a batch.
+
+    A parameter that no sample used gets an empty record.
+    """
+    out = {}
+    for name, p in parameters.items():
+        found = [piece.get(name) for piece in pieces]
+        if all(record is None for record in found):
+            out[name] = empty(p, sum(sizes))
+        elif len({_structure(record) for record in found}) == 1:
+            out[name] = _concatenate([record for record in found if record is not None])
+        else:  # used differently from piece to piece: each piece's record, padded with zeros for the samples of the others
+            starts = [sum(sizes[:i]) for i in range(len(sizes))]
+            out[name] = Sum(
+                tuple(
+                    _pad(record, start, sum(sizes) - start - size)
+                    for record, start, size in zip(found, starts, sizes, strict=True)
+                    if record is not None
+                )
+            )
+    return out
+
+
+def empty(p: Tensor, n: int) -> Record:
+    """Return the record of n samples that do not use a parameter: no tokens where it is a matrix."""
+    if p.ndim == 2:
+        return OuterProduct(p.new_zeros(n, 0, p.shape[1]), p.new_zeros(n, 0, p.shape[0]))  # type: ignore[arg-type]
+    return Dense(p.new_zeros(()).expand(n, *p.shape))  # type: ignore[arg-type]
+
+
+def is_empty(record: Record) -> bool:
+    """Tell whether a record was made by `empty`."""
+    if isinstance(record, OuterProduct):
+        return record.inputs.shape[1] == 0
+    return isinstance(record, Dense) and isinstance(record.grads, Tensor) and not any(record.grads.stride())
+
+
+def _structure(record: Record | None) -> Any:
+    return tuple(map(_structure, record.parts)) if isinstance(record, Sum) else type(record)
+
+
+def _concatenate(pieces: Sequence[Record]) -> Record:
+    """Concatenate records of one structure; factors of different length are padded with tokens of zero gradient."""
+    first: Any = pieces[0]
+    if len(pieces) == 1:
+        return pieces[0]
+    if isinstance(first, Sum):
+        uses: Any = [piece.parts for piece in pieces if isinstance(piece, Sum)]
+        return Sum(tuple(_concatenate(part) for part in zip(*uses, strict=True)))
+    return _rebuild(first, lambda field: _cat([getattr(piece, field) for piece in pieces]))
+
+
+def _pad(record: Record, before: int, after: int) -> Record:
+    """Add samples without gradient in front of and behind a record."""
+    if isinstance(record, Sum):
+        return Sum(tuple(_pad(part, before, after) for part in record.parts))
+
+    def extend(field: str) -> Tensor:
+        x: Tensor = getattr(record, field)
+        return torch.cat([x.new_zeros(before, *x.shape[1:]), x, x.new_zeros(after, *x.shape[1:])])
+
+    return _rebuild(record, extend)
+
+
+def _rebuild(record: Any, field: Any) -> Record:
+    if isinstance(record, Dense):
+        return Dense(field("grads"))
+    if isinstance(record, Rows):
+        return Rows(field("indices"), field("output_grads"), record.size)
+    return OuterProduct(field("inputs"), field("output_grads"))
+
+
+def _cat(pieces: list[Tensor]) -> Any:
+    """Concatenate (n, t, ...) tensors along n, padding t with zeros."""
+    if pieces[0].ndim < 2 or len({x.shape[1] for x in pieces}) == 1:
+        return torch.cat(pieces)
+    longest = max(x.shape[1] for x in pieces)
+    return torch.cat([torch.cat([x, x.new_zeros(x.shape[0], longest - x.shape[1], *x.shape[2:])], 1) for x in pieces])

@@ -1,0 +1,71 @@
+"""Small PyTorch models, and per-sample gradients by plain autograd: one sample, one backward."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class GPT(nn.Module):
+    """Two blocks of a byte-level transformer whose head is the embedding."""
+
+    def __init__(self, vocabulary=11, d=8, t=64, heads=2, layers=2, *, tied=True):
+        super().__init__()
+        self.heads = heads
+        self.tokens = nn.Embedding(vocabulary, d)
+        self.positions = nn.Embedding(t, d)
+        self.blocks = nn.ModuleList(
+            nn.ModuleDict(
+                {
+                    "norm1": nn.LayerNorm(d),
+                    "qkv": nn.Linear(d, 3 * d, bias=False),
+                    "out": nn.Linear(d, d),
+                    "norm2": nn.RMSNorm(d),
+                    "up": nn.Linear(d, 2 * d),
+                    "down": nn.Linear(2 * d, d),
+                }
+            )
+            for _ in range(layers)
+        )
+        self.norm = nn.LayerNorm(d)
+        self.head = nn.Linear(d, vocabulary, bias=False)
+        if tied:
+            self.head.weight = self.tokens.weight
+
+    def forward(self, x):
+        n, t = x.shape
+        h = self.tokens(x) + self.positions(torch.arange(t))
+        for b in self.blocks:
+            q, k, v = b["qkv"](b["norm1"](h)).view(n, t, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+            a = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            h = h + b["out"](a.transpose(1, 2).reshape(n, t, -1))
+            h = h + b["down"](F.gelu(b["up"](b["norm2"](h))))
+        return self.head(self.norm(h))
+
+
+def lm_loss(model, batch):
+    """Mean over tokens of each sequence's next-token loss: (n,)."""
+    logits = model(batch[:, :-1])
+    return F.cross_entropy(logits.transpose(1, 2), batch[:, 1:], reduction="none").mean(1)
+
+
+def mlp():
+    return nn.Sequential(nn.Linear(5, 7), nn.ReLU(inplace=True), nn.Linear(7, 6), nn.Tanh(), nn.Linear(6, 3))
+
+
+def classifier_loss(model, batch):
+    x, y = batch
+    return F.cross_entropy(model(x), y, reduction="none")
+
+
+def per_sample_gradients(model, loss, batch, take):
+    """{name: (n, *shape)} by one backward pass a sample, on batches of one."""
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    n = (batch[0] if isinstance(batch, tuple) else batch).shape[0]
+    rows = {name: [] for name in parameters}
+    for i in range(n):
+        grads = torch.autograd.grad(loss(model, take(batch, i))[0], list(parameters.values()), allow_unused=True)
+        for (name, p), g in zip(parameters.items(), grads, strict=True):
+            rows[name].append(torch.zeros_like(p) if g is None else g)
+    return {name: torch.stack(row) for name, row in rows.items()}
