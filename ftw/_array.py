@@ -16,16 +16,23 @@ import array_api_compat as compat
 __all__ = [
     "Array",
     "argsort_descending",
+    "cast",
+    "device",
+    "is_floating",
     "is_jax",
-    "is_traced",
     "is_positive",
+    "is_traced",
     "known",
     "lean",
+    "leaves",
     "namespace",
-    "pytree",
     "put",
+    "pytree",
+    "read",
+    "scatter",
     "segment_sum",
     "solve_positive",
+    "true_indices",
     "widen",
 ]
 
@@ -40,6 +47,8 @@ class Array(Protocol):
     def ndim(self) -> int: ...
     @property
     def dtype(self) -> Any: ...
+    @property
+    def T(self) -> Any: ...  # noqa: N802
     def __add__(self, other: Any, /) -> Any: ...
     def __sub__(self, other: Any, /) -> Any: ...
     def __mul__(self, other: Any, /) -> Any: ...
@@ -47,6 +56,7 @@ class Array(Protocol):
     def __matmul__(self, other: Any, /) -> Any: ...
     def __neg__(self) -> Any: ...
     def __getitem__(self, key: Any, /) -> Any: ...
+    def __pow__(self, other: Any, /) -> Any: ...
 
 
 def namespace(*arrays: Any, what: str = "arguments") -> Any:
@@ -111,9 +121,23 @@ def widen(xp: Any, x: Any) -> Any:
     return xp.astype(x, xp.float32) if xp.finfo(x.dtype).bits < 32 else x
 
 
+def cast(x: Any, like: Any) -> Any:
+    """Return ``x`` in the dtype of ``like``; nothing happens if it has it already."""
+    if x.dtype == like.dtype:
+        return x
+    return compat.array_namespace(x).astype(x, like.dtype)
+
+
+def together(xp: Any, *arrays: Any) -> list[Any]:
+    """Return the arrays widened, and in the widest of their dtypes."""
+    wide = [widen(xp, a) for a in arrays]
+    dtype = xp.result_type(*wide)
+    return [a if a.dtype == dtype else xp.astype(a, dtype) for a in wide]
+
+
 def argsort_descending(xp: Any, x: Any) -> Any:
     """Return indices (n,) that sort ``x`` (n,) from large to small, ties by index, NaN last."""
-    clean = xp.where(xp.isnan(x), -xp.inf * xp.ones_like(x), x)  # NaN would sort first
+    clean = xp.where(xp.isnan(x), -xp.inf, x)  # NaN would sort first
     return xp.argsort(-clean, stable=True)
 
 
@@ -141,6 +165,43 @@ def segment_sum(xp: Any, values: Any, segments: Any, count: int) -> Any:
     numbers = xp.arange(count, dtype=segments.dtype, device=device(values))  # (count,)
     hit = xp.astype(numbers[:, None] == segments[None, :], values.dtype)  # (count, r)
     return hit @ values
+
+
+def read(x: Any) -> Any:
+    """Return an eager 0-d array as the Python number it holds (on a GPU at the cost of a sync); anything else as it is.
+
+    Scalars that only steer a loop are kept so: arithmetic with Python numbers costs a tenth of that with 0-d arrays.
+    """
+    if isinstance(x, (bool, int, float)) or x.ndim or is_jax(x):
+        return x
+    if hasattr(x, "item"):
+        return x.item()
+    dtype = str(x.dtype)
+    return bool(x) if "bool" in dtype else int(x) if "int" in dtype else float(x)
+
+
+def pick(xp: Any, condition: Any, a: Any, b: Any) -> Any:
+    """Return ``a`` where the condition holds, else ``b``; the condition is an array or a Python bool."""
+    if isinstance(condition, bool):
+        return a if condition else b
+    return xp.where(condition, a, b)
+
+
+def true_indices(xp: Any, mask: Any, count: int) -> Any:
+    """Return the indices (count,) at which the eager mask (n,) is true, given how many there are."""
+    if compat.is_numpy_namespace(xp):
+        return xp.nonzero(mask)[0]
+    return xp.argsort(xp.astype(~mask, xp.uint8), stable=True)[:count]
+
+
+def scatter(xp: Any, values: Any, indices: Any, n: int) -> Any:
+    """Return zeros (n,) with ``values`` (k,) at distinct ``indices`` (k,); eager."""
+    if compat.is_numpy_namespace(xp) or compat.is_torch_namespace(xp):
+        out = xp.zeros(n, dtype=values.dtype, device=values.device)
+        out[indices] = values
+        return out
+    hit = xp.arange(n, device=device(values))[:, None] == indices[None, :]  # (n, k)
+    return xp.astype(hit, values.dtype) @ values
 
 
 def lean(xp: Any) -> Any:

@@ -16,6 +16,7 @@ it is one step of the proximal point method (Rockafellar 1976), and among twins 
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 from . import _array, _loops
@@ -41,40 +42,43 @@ class Guess(NamedTuple):
 
 def begin(xp: Any, p: Problem, z: Any, multiplier: Any, free: Any, above: Any, steps: Any, run: Any) -> Guess:
     """Return a guess to search from; where ``run`` (...) is False nothing will be done."""
-    count = xp.zeros_like(steps)
-    far = xp.full_like(p.value, xp.inf)
-    return Guess(z, multiplier, free, above, count + (p.q.shape[-1] + 1), far, steps + PATIENCE, run, steps)
+    far = math.inf if isinstance(steps, int) else xp.full_like(p.value, xp.inf)
+    return Guess(z, multiplier, free, above, 0 * steps + (p.q.shape[-1] + 1), far, steps + PATIENCE, run, steps)
 
 
 def search(xp: Any, p: Problem, guess: Guess, max_steps: int) -> Guess:
     """Exchange until the guess is right to rounding, or goes nowhere; O(|F|^3) per exchange."""
     eps = float(xp.finfo(p.q.dtype).eps)
-    grain = 8 * eps * xp.abs(p.q)  # (..., n)
-    movable = None if p.limits.upper is None else p.limits.lower < p.limits.upper
+    fixed = (
+        8 * eps * abs(p.q),
+        8 * eps * xp.ones_like(p.q),
+        None if p.limits.total is None else 8 * eps * p.normal,
+        None if p.limits.upper is None else p.limits.lower < p.limits.upper,
+    )
     single = guess.z.ndim == 1
 
     def keep_going(g: Guess) -> Any:
         return g.going if single else xp.any(g.going)
 
     def step(g: Guess) -> Guess:
-        new = _exchange(xp, p, g, eps, grain, movable, max_steps)
+        new = _exchange(xp, p, g, fixed, max_steps)
         return new if single else Guess(*keep(xp, g.going, new, g))
 
     return _loops.while_loop(keep_going, step, guess)
 
 
-def _exchange(xp: Any, p: Problem, g: Guess, eps: float, grain: Any, movable: Any, max_steps: int) -> Guess:
+def _exchange(xp: Any, p: Problem, g: Guess, fixed: tuple[Any, ...], max_steps: int) -> Guess:
     """Solve for the free weights, then correct the guess."""
     lower, upper, total = p.limits
+    grain, grains, grain_normal, movable = fixed
     x, multiplier, free = _solve(xp, p, g)
     slope = product(xp, p.M, x) - p.q  # (..., n)
-    # what rounding alone may do to a weight (...) and to a slope (..., n)
-    blur = ((8 * eps) * xp.sum(xp.abs(x), axis=-1))[..., None]
+    # what rounding alone may do to a weight (..., 1) and to a slope (..., n)
+    blur = dot(xp, abs(x), grains)[..., None]
     noise = grain + blur
     if total is not None:
-        shift = multiplier[..., None] * p.normal
-        slope = slope - shift
-        noise = noise + (8 * eps) * xp.abs(shift)
+        slope = slope - multiplier[..., None] * p.normal
+        noise = noise + abs(multiplier)[..., None] * grain_normal
     if upper is None:
         above = g.above
         flips = xp.where(free, x + blur < lower, slope + noise < 0)
@@ -83,49 +87,55 @@ def _exchange(xp: Any, p: Problem, g: Guess, eps: float, grain: Any, movable: An
         entering = movable & (xp.where(g.above, slope, -slope) > noise)
         flips = xp.where(free, over | (x + blur < lower), entering)
         above = xp.where(free, over, g.above & ~flips)
-    wrong = xp.astype(xp.count_nonzero(flips, axis=-1), xp.int32)  # (...)
-    residual = xp.max(xp.where(free, xp.abs(slope) - noise, 0.0), axis=-1)  # (...)
-    right = wrong == 0
-    done = right & ((residual <= 0) | (residual > 0.5 * g.residual))
+    wrong = int(xp.count_nonzero(flips)) if isinstance(g.steps, int) else xp.astype(xp.count_nonzero(flips, axis=-1), xp.int32)
     steps = g.steps + 1
-    deadline = xp.where(right | (wrong < g.wrong), steps + PATIENCE, g.deadline)
+    right = wrong == 0
+    residual: Any = math.inf
+    done: Any = False
+    if right is not False:
+        residual = _array.read(xp.max(xp.where(free, abs(slope) - noise, 0.0), axis=-1))  # (...)
+        done = right & ((residual <= 0) | (residual > 0.5 * g.residual))
+        residual = _array.pick(xp, right, residual, math.inf)
+    deadline = _array.pick(xp, right | (wrong < g.wrong), steps + PATIENCE, g.deadline)
     return Guess(
         clip(xp, x, p.limits),
         multiplier,
         free ^ flips,
         above,
-        xp.minimum(wrong, g.wrong),
-        xp.where(right, residual, xp.inf),
+        _array.pick(xp, wrong < g.wrong, wrong, g.wrong),
+        residual,
         deadline,
-        ~done & (steps < deadline) & (steps < max_steps),
+        (done ^ True) & (steps < deadline) & (steps < max_steps),
         steps,
     )
 
 
 def _solve(xp: Any, p: Problem, g: Guess) -> tuple[Any, Any, Any]:
     """Return the point that is stationary in the free weights (..., n), its multiplier (...), and the free set used."""
+    n = p.q.shape[-1]
     total = p.limits.total
     free = g.free
     right = p.q - product(xp, p.M, g.z)  # (..., n)
-    fixed_shape = g.z.ndim > 1 or _array.is_jax(g.z)
-    if fixed_shape:
-        if total is not None:
-            free = free | (_closest(xp, p, g, right) & ~xp.any(free, axis=-1)[..., None])
-        # held weights stay in the system, each as an equation of its own that says zero
-        unit = xp.eye(p.q.shape[-1], dtype=xp.bool, device=_array.device(g.z))
-        A = xp.where((free[..., :, None] & free[..., None, :]) | unit, p.shifted, 0.0)  # (..., n, n)
-        right = xp.where(free, right, 0.0)
-        normal = xp.where(free, p.normal, 0.0)
-    else:
+    normal = p.normal
+    index = None
+    if isinstance(g.steps, int):  # one eager problem: only the free weights enter the system
         size = int(xp.count_nonzero(free))
         if size == 0:
             if total is None:
                 return g.z, g.multiplier, free
             free, size = _closest(xp, p, g, right), 1
-        order = xp.argsort(xp.astype(~free, xp.int8), stable=True)  # (n,): the free weights first
-        index = order[:size]  # (f,)
-        A = xp.take(xp.take(p.shifted, index, axis=0), index, axis=1)  # (f, f)
-        right, normal = xp.take(right, index), xp.take(p.normal, index)
+        A = p.shifted
+        if size < n:
+            index = _array.true_indices(xp, free, size)  # (f,)
+            A = A[index[:, None], index[None, :]]  # (f, f)
+            right, normal = xp.take(right, index), xp.take(normal, index)
+    else:
+        if total is not None:
+            free = free | (_closest(xp, p, g, right) & ~xp.any(free, axis=-1)[..., None])
+        # held weights stay in the system, each as an equation of its own that says zero
+        unit = xp.eye(n, dtype=xp.bool, device=_array.device(g.z))
+        A = xp.where((free[..., :, None] & free[..., None, :]) | unit, p.shifted, 0.0)  # (..., n, n)
+        right, normal = xp.where(free, right, 0.0), xp.where(free, normal, 0.0)
     if total is None:
         move, multiplier = _array.solve_positive(xp, A, right[..., None])[..., 0], g.multiplier
     else:
@@ -134,9 +144,8 @@ def _solve(xp: Any, p: Problem, g: Guess) -> tuple[Any, Any, Any]:
         missing = total - dot(xp, p.normal, g.z)  # (...)
         multiplier = (missing - dot(xp, normal, move)) / dot(xp, normal, bend)
         move = move + multiplier[..., None] * bend
-    if not fixed_shape:
-        place = xp.cumulative_sum(xp.astype(free, order.dtype)) - 1  # (n,): of the free weights among themselves
-        move = xp.where(free, xp.take(move, xp.where(free, place, 0)), 0.0)
+    if index is not None:
+        move = _array.scatter(xp, move, index, n)
     return g.z + move, multiplier, free
 
 

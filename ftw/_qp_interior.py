@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from . import _array, _loops
-from ._qp_problem import Problem, dot, keep, largest, product
+from ._qp_problem import Problem, column, dot, keep, largest, nonzero, product
 
 
 class Path(NamedTuple):
@@ -33,6 +33,7 @@ class Path(NamedTuple):
 
 def interior(xp: Any, p: Problem, steps: Any, run: Any, max_steps: int, tol: float) -> Path:
     """Follow the path, where ``run`` (...) says so, until complementarity and slopes are within ``tol`` of their own sizes."""
+    read = _array.read
     lower, upper, total = p.limits
     zero, one = xp.zeros_like(p.q), xp.ones_like(p.q)
     unit = xp.eye(p.q.shape[-1], dtype=p.q.dtype, device=_array.device(p.q))
@@ -41,7 +42,7 @@ def interior(xp: Any, p: Problem, steps: Any, run: Any, max_steps: int, tol: flo
     if upper is not None:
         below, above = lower > -xp.inf, upper < xp.inf
         count = xp.sum(xp.astype(below, p.q.dtype) + xp.astype(above, p.q.dtype), axis=-1)
-        count = xp.where(count > 0, count, 1.0)
+        count = nonzero(xp, count)
         lower, upper = xp.where(below, lower, 0.0), xp.where(above, upper, 0.0)
 
     def at(mask: Any, x: Any, other: Any = 0.0) -> Any:
@@ -53,7 +54,7 @@ def interior(xp: Any, p: Problem, steps: Any, run: Any, max_steps: int, tol: flo
 
     # a start well inside, with equal products of room and multiplier
     if total is not None:
-        z = total[..., None] / (p.q.shape[-1] * p.normal)  # (..., n)
+        z = column(total) / (p.q.shape[-1] * p.normal)  # (..., n)
         z = z if upper is None else at(above, xp.minimum(z, 0.9 * upper), z)
     elif upper is None:
         z = one
@@ -64,7 +65,7 @@ def interior(xp: Any, p: Problem, steps: Any, run: Any, max_steps: int, tol: flo
     if total is not None:
         multiplier = dot(xp, p.normal, slope) / dot(xp, p.normal, p.normal)
         slope = slope - multiplier[..., None] * p.normal
-    tiny = 1e-6 * largest(xp, z)[..., None]
+    tiny = 1e-6 * column(nonzero(xp, largest(xp, z)))
     s = at(below, xp.maximum(z - lower, tiny), one)
     t = None if upper is None else at(above, xp.maximum(upper - z, tiny), one)
     room = at(below, s)
@@ -82,8 +83,7 @@ def interior(xp: Any, p: Problem, steps: Any, run: Any, max_steps: int, tol: flo
         dual = dual if v is None else dual + v
         dual = dual if total is None else dual - m[..., None] * p.normal
         complementarity = dot(xp, s, y) if v is None else dot(xp, s, y) + dot(xp, t, v)  # (...)
-        aim = xp.maximum((1 - a.length) ** 2, 0.02 * a.length) * complementarity / count
-        aim = aim[..., None]
+        aim = column(_array.pick(xp, a.length > 0.87, 0.02, (1 - a.length) ** 2) * complementarity / count)
         off_s = at(below, z - lower - s)
         push_s = at(below, (aim - y * off_s) / s - y)
         stiff = y / s
@@ -107,25 +107,24 @@ def interior(xp: Any, p: Problem, steps: Any, run: Any, max_steps: int, tol: flo
         if v is not None:
             dt, dv = at(above, off_t - dz), at(above, push_t + v * dz / t)
             shrink = xp.maximum(shrink, xp.maximum(shorten(t, dt, above), shorten(v, dv, above)))
-        length = 0.995 / xp.where(shrink > 0.995, shrink, 0.995)  # (...), at most 1
-        h = length[..., None]
+        shrink = read(shrink)
+        length = 0.995 / _array.pick(xp, shrink > 0.995, shrink, 0.995)  # (...), at most 1
         # how far the point just left was from the optimum: the step from it only helps
-        size = xp.maximum(dot(xp, xp.abs(z), xp.abs(Mz)), dot(xp, xp.abs(z), xp.abs(p.q)))
-        reach = xp.maximum(largest(xp, p.q), largest(xp, z))
-        near = (complementarity <= tol * size) & (xp.max(xp.abs(dual), axis=-1) <= tol * reach)
-        sound = xp.all(xp.isfinite(dz), axis=-1) & xp.isfinite(dm)
-        h, length = xp.where(sound[..., None], h, 0.0), xp.where(sound, length, 0.0)
-        dz, dm = xp.where(sound[..., None], dz, 0.0), xp.where(sound, dm, 0.0)
-        ds, dy = xp.where(sound[..., None], ds, 0.0), xp.where(sound[..., None], dy, 0.0)
-        if v is not None:
-            t = t + h * xp.where(sound[..., None], dt, 0.0)
-            v = v + h * xp.where(sound[..., None], dv, 0.0)
-        going = ~near & sound & (a.steps + 1 < max_steps)
-        new = Path(z + h * dz, m + length * dm, s + h * ds, y + h * dy, t, v, length, going, a.steps + 1)
+        size = dot(xp, xp.abs(z), xp.abs(Mz) + xp.abs(p.q))
+        reach = read(largest(xp, z))
+        reach = _array.pick(xp, reach > p.size, reach, p.size)
+        near = read(complementarity <= tol * size) & read(largest(xp, dual) <= tol * reach)
+        sound = read(xp.isfinite(dot(xp, dz, dz) + dm))
+        going = sound & (near ^ True) & (a.steps + 1 < max_steps)
+        h = column(length)
+        t, v = (t, v) if v is None else (t + h * dt, v + h * dv)
+        moved = (z + h * dz, m + length * dm, s + h * ds, y + h * dy, t, v)
+        new = Path(*keep(xp, sound, moved, a[:6]), length, going, a.steps + 1)
         return new if a.z.ndim == 1 else Path(*keep(xp, a.going, new, a))
 
-    start = Path(z, multiplier, s, y, t, v, xp.zeros_like(multiplier), run & (steps < max_steps), steps)
-    return _loops.while_loop(keep_going, step, start)
+    length = 0.0 if isinstance(steps, int) else xp.zeros_like(multiplier)
+    going = run & (steps < max_steps)
+    return _loops.while_loop(keep_going, step, Path(z, multiplier, s, y, t, v, length, going, steps))
 
 
 def rounded(xp: Any, p: Problem, a: Path) -> tuple[Any, Any, Any]:

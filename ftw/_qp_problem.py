@@ -10,6 +10,7 @@ follows depends on the units of the gradients.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 from . import _array
@@ -17,15 +18,16 @@ from .constraints import Limits, clip
 
 
 class Problem(NamedTuple):
-    """A scaled problem. ``M`` (..., n, n); ``q``, ``normal`` and ``scale`` (..., n); ``value`` (...): f(w) = value f(z)."""
+    """A scaled problem; f(w) = value f(z) at w = scale z."""
 
-    M: Any
-    shifted: Any  # M plus a few roundings on the diagonal: safe to factorise
-    q: Any
+    M: Any  # (..., n, n)
+    shifted: Any  # (..., n, n): M plus a few roundings on the diagonal, safe to factorise
+    q: Any  # (..., n)
     limits: Limits
-    normal: Any
-    scale: Any
-    value: Any
+    normal: Any  # (..., n)
+    scale: Any  # (..., n)
+    value: Any  # (...)
+    size: Any  # (...): max |q|, 1 if that is 0
 
 
 def product(xp: Any, M: Any, z: Any) -> Any:
@@ -39,13 +41,25 @@ def dot(xp: Any, a: Any, b: Any) -> Any:
 
 
 def largest(xp: Any, x: Any) -> Any:
-    """Return max |x| over the last axis, 1 where that is 0: a safe divisor, (...)."""
-    top = xp.max(xp.abs(x), axis=-1)
-    return xp.where(top > 0, top, 1.0)
+    """Return max |x| over the last axis, (...)."""
+    return xp.max(xp.abs(x), axis=-1)
+
+
+def nonzero(xp: Any, x: Any) -> Any:
+    """Return x, or 1 where x is 0: a safe divisor."""
+    return _array.pick(xp, x != 0, x, 1.0)
+
+
+def column(x: Any) -> Any:
+    """Return x (...) as (..., 1); a Python number as it is."""
+    return x if isinstance(x, float) else x[..., None]
 
 
 def keep(xp: Any, where: Any, new: Any, old: Any) -> Any:
     """Return the arrays of the tuple ``new`` for the problems that ``where`` (...) names, of ``old`` for the others."""
+
+    if isinstance(where, bool):
+        return tuple(new if where else old)
 
     def one(a: Any, b: Any) -> Any:
         if a is None:
@@ -56,41 +70,47 @@ def keep(xp: Any, where: Any, new: Any, old: Any) -> Any:
 
 
 def scaled_problem(xp: Any, K: Any, c: Any, limits: Limits, ridge: Any) -> Problem:
-    """Return the scaled form of a problem whose numbers are finite; ``K`` need not be exactly symmetric."""
+    """Return the scaled form of a problem whose numbers are finite.
+
+    ``K`` need not be exactly symmetric. ``ridge`` is (...), or a Python float.
+    """
+    read = _array.read
     n = c.shape[-1]
     eps = float(xp.finfo(c.dtype).eps)
     lower, upper, total = limits
     unit = xp.eye(n, dtype=c.dtype, device=_array.device(c))
-    diagonal = xp.linalg.diagonal(K) + ridge[..., None]  # (..., n)
-    top = largest(xp, diagonal)  # (...)
-    diagonal = diagonal / top[..., None]
+    diagonal = xp.linalg.diagonal(K)  # (..., n)
+    ridged = not (isinstance(ridge, float) and ridge == 0)
+    if ridged:
+        diagonal = diagonal + column(ridge)
+    top = nonzero(xp, read(largest(xp, diagonal)))  # (...)
     # a zero gradient has a zero row, and takes part as the smallest one that rounding can tell from it
-    if total is None:
-        s = 1 / xp.sqrt(xp.where(diagonal > eps * eps, diagonal, 1.0))  # (..., n)
-    else:
-        s = 1 / xp.sqrt(xp.where(diagonal > eps, diagonal, eps))
-    M = (K / top[..., None, None]) * (s[..., :, None] * s[..., None, :])  # (..., n, n)
-    M = 0.5 * (M + xp.matrix_transpose(M))
-    M = xp.where(unit > 0, (diagonal * s * s)[..., None], M)
-    q = c * s  # (..., n)
-    length = largest(xp, q)  # (...)
-    q = q / length[..., None]
-    length = length / top
+    floor = column((eps * eps if total is None else eps) * top)
+    r = 1 / xp.sqrt(xp.where(diagonal > floor, diagonal, column(top) if total is None else floor))  # (..., n)
+    half = math.sqrt(0.5) * r
+    M = (K * half[..., :, None]) * half[..., None, :]
+    M = M + xp.matrix_transpose(M)  # (..., n, n): symmetric whatever K was
+    if ridged:
+        M = M + unit * (r * (column(ridge) * r))[..., None]
+    s = r * column(top**0.5)  # (..., n), at least about 1
+    q = c * r  # (..., n)
+    length = nonzero(xp, read(largest(xp, q)))  # (...)
+    q = q / column(length)
+    length = length / top**0.5
     if total is not None:
-        size = xp.where(total > 0, total, 1.0)  # (...)
+        total = read(total)
+        size = _array.pick(xp, total > 0, total, 1.0)  # (...)
+        inner = Limits(lower, None if upper is None else upper / (s * column(size)), total / size)
+        ratio = length / size
     elif upper is None:
-        size = length
+        inner, size, ratio = limits, length, 1.0
     else:  # a box is measured by its own reach, if that is less than the slopes'
-        reach = xp.max(xp.maximum(xp.abs(lower), xp.abs(upper)) / s, axis=-1)  # (...)
-        size = xp.where((reach > 0) & (reach < length), reach, length)
-    q = q * (length / size)[..., None]
-    scale = s * size[..., None]  # (..., n): w = scale * z
-    inner = Limits(
-        lower / scale if upper is not None and total is None else lower,
-        None if upper is None else upper / scale,
-        None if total is None else total / size,
-    )
-    return Problem(M, M + (2 * n * eps) * unit, q, inner, s, scale, top * size * size)
+        reach = read(xp.max(xp.maximum(xp.abs(lower), xp.abs(upper)) / s, axis=-1))  # (...)
+        size = _array.pick(xp, (reach > 0) & (reach < length), reach, length)
+        inner = Limits(lower / (s * column(size)), upper / (s * column(size)), None)
+        ratio = length / size
+    q = q * column(ratio)
+    return Problem(M, M + (2 * n * eps) * unit, q, inner, s, s * column(size), top * size * size, nonzero(xp, ratio))
 
 
 def certificate(xp: Any, p: Problem, z: Any, multiplier: Any) -> tuple[Any, Any, Any]:
@@ -99,19 +119,25 @@ def certificate(xp: Any, p: Problem, z: Any, multiplier: Any) -> tuple[Any, Any,
     With ``slope = Mz - q - multiplier * normal`` the residual is ``max |z - clip(z - slope, lower, upper)|``. Every feasible v has
     ``f(v) >= f(z) + slope'(v - z)``, as M is PSD and both have the same sum, so that the gap is ``max slope'(z - v)`` over the box.
     """
+    read = _array.read
     lower, upper, total = p.limits
     Mz = product(xp, p.M, z)  # (..., n)
-    f = dot(xp, z, 0.5 * Mz - p.q)
     slope = Mz - p.q
-    size = xp.maximum(largest(xp, z), largest(xp, p.q))  # (...)
+    f = dot(xp, z, 0.5 * (slope - p.q))
+    length = abs(z)  # (..., n)
+    size = read(xp.max(length, axis=-1))  # (...)
+    size = _array.pick(xp, size > p.size, size, p.size)
     if total is not None:
-        slope = slope - multiplier[..., None] * p.normal
-        widest = total[..., None] / p.normal
+        slope = slope - column(multiplier) * p.normal
+        widest = column(total) / p.normal
     else:  # where there is no bound, out to twice the point
-        widest = 2 * size[..., None]
-        lower = xp.maximum(lower, -widest)
-    upper = widest if upper is None else xp.minimum(upper, widest)
-    kkt = xp.max(xp.abs(z - clip(xp, z - slope, p.limits)), axis=-1) / size
-    loss = dot(xp, slope, z - xp.where(slope > 0, lower, upper))
-    scale = xp.maximum(dot(xp, xp.abs(z), xp.abs(Mz)), dot(xp, xp.abs(z), xp.abs(p.q)))
-    return f, kkt, xp.where(loss > 0, loss, 0.0) / xp.where(scale > 0, scale, 1.0)
+        widest = 2 * column(size)
+        lower = xp.maximum(lower, -widest * xp.ones_like(lower))
+    if upper is None:
+        upper = widest * xp.ones_like(lower)
+    else:
+        upper = xp.minimum(upper, widest * xp.ones_like(lower))
+    kkt = xp.max(abs(z - clip(xp, z - slope, p.limits)), axis=-1) / size
+    loss = read(dot(xp, slope, z - xp.where(slope > 0, lower, upper)))
+    scale = nonzero(xp, read(dot(xp, length, abs(Mz) + abs(p.q))))
+    return read(f), read(kkt), _array.pick(xp, loss > 0, loss, 0.0) / scale

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 from . import _array, _loops
 from ._qp_active import Guess, begin, search
 from ._qp_interior import interior, rounded
-from ._qp_problem import Problem, certificate, keep, product, scaled_problem
+from ._qp_problem import Problem, certificate, column, keep, product, scaled_problem
 from .constraints import Constraint, Limits, as_limits, clip, feasible, field, finite, project_scaled
 from .status import Status
 
@@ -53,45 +54,48 @@ def solve_qp(
 ) -> QPSolution:
     """Minimise ``1/2 w'(gram + ridge I)w - linear'w`` over a constraint set."""
     xp, K, c, limits, ridge, tol, start = _checked(gram, linear, constraint, ridge, tol, max_steps, start)
-    is_finite = xp.all(xp.isfinite(K), axis=(-2, -1)) & xp.all(xp.isfinite(c), axis=-1) & xp.isfinite(ridge)
-    is_finite = is_finite & finite(xp, limits)
-    is_feasible = feasible(xp, limits)
+    read, pick = _array.read, _array.pick
+    is_finite = xp.all(xp.isfinite(K), axis=(-2, -1)) & xp.all(xp.isfinite(c), axis=-1) & finite(xp, limits)
+    is_finite = read(is_finite & (math.isfinite(ridge) if isinstance(ridge, float) else xp.isfinite(ridge)))
+    is_feasible = read(feasible(xp, limits))
     good = is_finite & is_feasible  # (...)
-    if _array.known(xp.all(good)) is not True:
+    if good is not True:
         # a problem that cannot be solved is replaced by an empty one, so that no NaN reaches a loop
-        one = good[..., None]
-        K, c, ridge = xp.where(one[..., None], K, 0.0), xp.where(one, c, 0.0), xp.where(good, ridge, 0.0)
-        limits = Limits(
-            xp.where(one, limits.lower, 0.0),
-            None if limits.upper is None else xp.where(one, limits.upper, 0.0),
-            None if limits.total is None else xp.where(good, limits.total, 0.0),
-        )
+        K, c = keep(xp, good, (K, c), (xp.zeros_like(K), xp.zeros_like(c)))
+        ridge = (ridge if math.isfinite(ridge) else 0.0) if isinstance(ridge, float) else xp.where(good, ridge, 0.0)
+        limits = Limits(*keep(xp, good, limits, [None if x is None else xp.zeros_like(x) for x in limits]))
     p = scaled_problem(xp, K, c, limits, ridge)
-    psd = _is_psd(xp, p.M)  # (...)
-    run = good & psd
-    steps = xp.zeros_like(p.value, dtype=xp.int32)
-    z, steps, certified = _solve(xp, p, run, steps, start, tol, max_steps)
+    shift = float(xp.finfo(c.dtype).eps) ** 0.5  # no eigenvalue below minus this, with the diagonal at 1
+    unit = xp.eye(c.shape[-1], dtype=c.dtype, device=_array.device(c))
+    is_psd = read(_array.is_positive(xp, p.M + shift * unit))  # (...)
+    run = good & is_psd
+    steps = 0 if isinstance(run, bool) else xp.zeros_like(c[..., 0], dtype=xp.int32)
+    z, steps, (f, kkt, gap) = _solve(xp, p, run, steps, start, tol, max_steps)
     w = _repaired(xp, z * p.scale, limits)
-    f, kkt, gap = certified
-    status = xp.where((kkt <= tol) & (gap <= tol), xp.zeros_like(steps), int(Status.MAX_STEPS))
-    status = xp.where(psd, status, int(Status.NOT_PSD))
-    status = xp.where(is_feasible, status, int(Status.INFEASIBLE))
-    status = xp.where(is_finite, status, int(Status.NOT_FINITE))
+    certified = _certified(xp, c, kkt, gap, tol)
+    ok = 0 if isinstance(run, bool) else xp.zeros_like(steps)
+    status = pick(xp, certified, ok, ok + int(Status.MAX_STEPS))
+    status = pick(xp, is_psd, status, ok + int(Status.NOT_PSD))
+    status = pick(xp, is_feasible, status, ok + int(Status.INFEASIBLE))
+    status = pick(xp, is_finite, status, ok + int(Status.NOT_FINITE))
+    if run is not True:
+        nan = xp.full_like(c[..., 0], xp.nan)  # (...)
+        w, f, kkt, gap = keep(xp, run, (w, f, kkt, gap), (w * nan[..., None], nan, nan, nan))
+    shape, device = c.shape[:-1], _array.device(c)
+
+    def back(x: Any, dtype: Any) -> Any:
+        return xp.full(shape, x, dtype=dtype, device=device) if isinstance(x, (int, float)) else xp.astype(x, dtype)
+
+    f = f * p.value
     return QPSolution(
-        xp.where(run[..., None], w, xp.nan),
-        xp.where(run, f * p.value, xp.nan),
-        xp.where(run, kkt, xp.nan),
-        xp.where(run, gap, xp.nan),
-        steps,
-        xp.astype(status, xp.int32),
+        w, back(f, c.dtype), back(kkt, c.dtype), back(gap, c.dtype), back(steps, xp.int32), back(status, xp.int32)
     )
 
 
-def _is_psd(xp: Any, M: Any) -> Any:
-    """Tell whether the unit-diagonal M (..., n, n) has no eigenvalue below -sqrt(eps), by a Cholesky factorisation."""
-    n = M.shape[-1]
-    shift = float(xp.finfo(M.dtype).eps) ** 0.5
-    return _array.is_positive(xp, M + shift * xp.eye(n, dtype=M.dtype, device=_array.device(M)))
+def _certified(xp: Any, c: Any, kkt: Any, gap: Any, tol: Any) -> Any:
+    """Tell whether the residual and the gap are within the tolerance; a gap that is all rounding cannot be asked to be less."""
+    slack = 1e4 * float(xp.finfo(c.dtype).eps)
+    return (kkt <= tol) & (gap <= _array.pick(xp, tol > slack, tol, slack))
 
 
 def _repaired(xp: Any, w: Any, limits: Limits) -> Any:
@@ -101,7 +105,7 @@ def _repaired(xp: Any, w: Any, limits: Limits) -> Any:
         return w
     loose = w if limits.upper is None else xp.where(w < limits.upper, w, 0.0)
     mass = xp.sum(loose, axis=-1)
-    excess = (limits.total - xp.sum(w, axis=-1)) / xp.where(mass > 0, mass, 1.0)
+    excess = (limits.total - xp.sum(w, axis=-1)) / xp.where(mass > 0, mass, 1.0)  # (...)
     return clip(xp, w + excess[..., None] * loose, limits)
 
 
@@ -112,7 +116,7 @@ def _solve(
     guess = search(xp, p, _first(xp, p, run, steps, start), max_steps)
     certified = certificate(xp, p, guess.z, guess.multiplier)
     found = (guess.z, guess.steps, certified)
-    run = run & ~((certified[1] <= tol) & (certified[2] <= tol))
+    run = run & (_certified(xp, p.q, certified[1], certified[2], tol) ^ True)
 
     def cross(found: tuple[Any, ...], run: Any) -> tuple[Any, ...]:
         """The exchange cycles: cross by the interior, and exchange again from there."""
@@ -124,27 +128,27 @@ def _solve(
         again = search(xp, p, again, max_steps)
         third = certificate(xp, p, again.z, again.multiplier)
         for point, proof in ((crossed, second), (again.z, third)):
-            better = run & (xp.maximum(proof[1], proof[2]) < xp.maximum(certified[1], certified[2]))
+            better = run & (proof[1] + proof[2] < certified[1] + certified[2])
             z, *certified = keep(xp, better, (point, *proof), (z, *certified))
         return z, again.steps, tuple(certified)
 
     def stay(found: tuple[Any, ...], run: Any) -> tuple[Any, ...]:
         return found
 
-    z, steps, certified = _loops.cond(xp.any(run), cross, stay, found, run)
+    z, steps, certified = _loops.cond(run if isinstance(run, bool) else xp.any(run), cross, stay, found, run)
     return z, steps, certified
 
 
 def _first(xp: Any, p: Problem, run: Any, steps: Any, start: Any) -> Guess:
     """Return the first guess: of the weights given, or of what a step from the middle of the set would free."""
     lower, upper, total = p.limits
-    zero = xp.zeros_like(p.value)
+    zero = xp.zeros_like(p.q[..., 0])
     if start is not None:
         z = project_scaled(xp, xp.where(xp.isfinite(start), start, 0.0) / p.scale, p.limits, p.normal)
     elif total is None:
         z = clip(xp, xp.zeros_like(p.q), p.limits)
     else:
-        z = total[..., None] / (p.q.shape[-1] * p.normal)  # (..., n): equal weights
+        z = column(total) / (p.q.shape[-1] * p.normal)  # (..., n): equal weights
         slope = (product(xp, p.M, z) - p.q) / p.normal
         free = slope <= xp.mean(slope, axis=-1)[..., None]
         return begin(xp, p, xp.zeros_like(z), zero, free, free & ~free, steps, run)
@@ -194,7 +198,7 @@ def _checked(
         K,
         c,
         as_limits(xp, constraint, c),
-        field(xp, "ridge", ridge, c, shape),
-        field(xp, "tol", tol, c, shape),
+        float(ridge) if isinstance(ridge, (int, float)) else _array.read(field(xp, "ridge", ridge, c, shape)),
+        float(tol) if isinstance(tol, (int, float)) else _array.read(field(xp, "tol", tol, c, shape)),
         None if start is None else xp.astype(start, c.dtype),
     )
