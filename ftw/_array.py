@@ -1,8 +1,8 @@
 """What differs between array namespaces, in one place (the other is ``_loops.py``).
 
-Everything else in ``ftw`` is written against the Python array API standard. Here live: the lookup of the namespace, with
-an error that names the arrays; the widening of 16-bit floats where sums are taken; sums over repeated indices, which the
-standard lacks; and the registration of records as JAX pytrees, done without importing JAX.
+Everything else in ``ftw`` is written against the Python array API standard. Here live: the lookup of the namespace,
+with an error that names the arrays; the widening of 16-bit floats where sums are taken; sums over repeated indices,
+which the standard lacks; and the registration of records as JAX pytrees, done without importing JAX.
 """
 
 from __future__ import annotations

@@ -1,6 +1,17 @@
 """Which route is cheaper, from shapes alone: no arrays here.
 
-One FLOP is one multiplication or one addition. Bytes are the largest temporary beyond the inputs and the (n, m) result.
+FLOPs are those of the matrix products, two for each multiplication and addition; what else is done is one pass over the
+temporaries. Bytes are the temporaries alive at once beyond the inputs and the result. A copy that widens 16-bit
+factors, or acts on them (a rotation, a Kronecker side), is as large as the factors of one parameter and not counted.
+
+=================  ===================================================  ==============================================
+what               route                                                FLOPs
+=================  ===================================================  ==============================================
+scores             "inputs" or "outputs": multiply on the narrower side  2 n t d_out d_in
+combine            "product", one for all samples                        2 n t d_out d_in
+Gram matrix        "tokens": all pairs of tokens                         2 n t m u (d_in + d_out)
+                   "blocks" of rows and columns of every G_i             2 (n t + m u + n m) d_out d_in
+=================  ===================================================  ==============================================
 """
 
 from __future__ import annotations
@@ -8,69 +19,116 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-__all__ = ["Plan", "blocks", "plan_gram"]
+__all__ = ["Plan", "Side", "blocks", "plan_combine", "plan_gram", "plan_scores", "plan_transform"]
 
 
 class Plan(NamedTuple):
-    """The route of one Gram contribution, with what it costs."""
+    """A route, with what it costs."""
 
-    route: str  # "tokens" or "blocks"
+    route: str
     flops: int
     bytes: int
-    rows: int  # of a block; samples of a chunk on the token route
-    columns: int  # of a block
+    rows: int = 0  # of a block; samples of a chunk on the token route
+    columns: int = 0  # of a block
+
+
+class Side(NamedTuple):
+    """One side of a Gram matrix.
+
+    Attributes
+    ----------
+    samples : int
+    tokens : int
+        Outer products to add for one gradient; 0 if it is formed without any (`Dense`, `Rows`).
+    copies : int
+        Arrays of a block's size alive at once while it is formed.
+    """
+
+    samples: int
+    tokens: int
+    copies: int = 1
+
+
+def plan_scores(n: int, t: int, shape: tuple[int, int], *, itemsize: int) -> Plan:
+    """Choose the side on which ``<B_i' A_i, M>`` is multiplied; A is (n, t, d_in), B (n, t, d_out), M ``shape``."""
+    d_out, d_in = shape
+    return Plan("inputs" if d_in <= d_out else "outputs", 2 * n * t * d_out * d_in, 2 * n * t * min(shape) * itemsize)
+
+
+def plan_combine(n: int, t: int, shape: tuple[int, int], *, itemsize: int) -> Plan:
+    """Cost of ``sum_i w_i B_i' A_i`` in one product; both factors are copied, to cut unwanted samples out."""
+    d_out, d_in = shape
+    return Plan("product", 2 * n * t * d_out * d_in, n * t * (d_in + 2 * d_out) * itemsize)
+
+
+def plan_transform(
+    n: int, t: int, shape: tuple[int, int], *, left: int | None, right: int | None, itemsize: int
+) -> Plan:
+    """Cost of acting on the factors with dense sides (d_out, left) and (d_in, right), None for the identity."""
+    d_out, d_in = shape
+    flops = 2 * n * t * (d_out * (left or 0) + d_in * (right or 0))
+    return Plan("factors", flops, n * t * ((left or 0) + (right or 0)) * itemsize)
 
 
 def plan_gram(
-    n: int,
-    m: int,
+    x: Side,
+    y: Side | None,
     shape: tuple[int, int],
     *,
-    tokens: tuple[int, int] | None,
-    symmetric: bool,
+    by_tokens: bool,
+    elementwise: bool,
     itemsize: int,
     max_bytes: int,
 ) -> Plan:
-    """Choose how to form ``<X_i, Y_j>`` (n, m) for two records of matrices of ``shape``.
+    """Choose how to form ``<X_i, W * Y_j>`` (n, m) for two records of matrices of ``shape``.
 
     Parameters
     ----------
-    n, m : int
-        Samples on each side.
+    x, y : Side
+        ``y`` is None if both are the same record, so that one block serves both sides.
     shape : (int, int)
         Rows d_out and columns d_in of the matrices.
-    tokens : (int, int) or None
-        Tokens t of X and u of Y if both are outer products under a plain inner product; None rules the token route out.
-    symmetric : bool
-        Whether X and Y are the same record, so that one block serves both.
+    by_tokens : bool
+        Whether pairs of tokens may be taken: both are outer products, W a number.
+    elementwise : bool
+        Whether W is an array, which costs a weighted copy of a block.
     itemsize, max_bytes : int
-        Bytes of an element, and of the largest temporary allowed.
+        Bytes of an element, and of the temporaries allowed.
+
+    Raises
+    ------
+    ValueError
+        If ``max_bytes`` does not hold one element of every gradient.
 
     Notes
     -----
-    Token route, ``sum_{s,t} (A_is . A'_jt)(B_is . B'_jt)``: 2 n t m u (d_in + d_out) FLOPs.
-    Blocks, G_i formed a block of rows and columns at a time: 2 (n t + m u) d_out d_in for forming, 2 n m d_out d_in for
-    the products. The token route wins while n t is below about half a side.
+    The token route wins while n t is below about half a side; it is left where one sample's pairs exceed ``max_bytes``.
     """
+    other = x if y is None else y
     height, width = shape
-    sides = 1 if symmetric else 2
-    t, u = tokens or (1, 1)
-    forming = 2 * (n * t + (0 if symmetric else m * u)) * height * width
-    in_blocks = forming + 2 * n * m * height * width
-    by_tokens = 2 * n * t * m * u * (height + width) + 2 * n * t * m * u
-    if tokens is not None and by_tokens < in_blocks:
-        each = 2 * t * m * u * itemsize  # two (t, m u) products for one sample of X
+    pairs = x.samples * other.samples
+    forming = 2 * (x.samples * x.tokens + (0 if y is None else y.samples * y.tokens)) * height * width
+    in_blocks = forming + 2 * pairs * height * width
+    in_tokens = 2 * pairs * x.tokens * other.tokens * (height + width)
+    if by_tokens and in_tokens < in_blocks:
+        each = 3 * x.tokens * other.samples * other.tokens * itemsize  # two products of (t, m u), and their product
         if each <= max_bytes:
-            chunk = min(n, max_bytes // each)
-            return Plan("tokens", by_tokens, chunk * each, chunk, 0)
-    per_element = (n if symmetric else n + m) * itemsize
+            chunk = max(1, min(x.samples, max_bytes // max(each, 1)))
+            return Plan("tokens", in_tokens, chunk * each, chunk)
+
+    if y is None:
+        alive = x.samples * max(x.copies, 2 if elementwise else 1)
+    else:
+        alive = x.samples * x.copies  # first X's block, then Y's beside it, then Y's weighted
+        alive = max(alive, x.samples + y.samples * max(y.copies, 2 if elementwise else 1))
+    per_element = max(1, alive * itemsize)
     if per_element > max_bytes:
         raise ValueError(
-            f"max_bytes={max_bytes} is too small: one element of each of {n + (sides - 1) * m} gradients takes "
-            f"{per_element} bytes"
+            f"max_bytes={max_bytes} is too small: one element of every gradient takes {per_element} bytes; raise it, "
+            "or take fewer samples at a time"
         )
-    columns = min(width, max(1, max_bytes // per_element))
-    rows = min(height, max(1, max_bytes // (per_element * columns)))
+    columns = max(1, min(width, max_bytes // per_element))
+    rows = max(1, min(height, max_bytes // (per_element * columns)))
     return Plan("blocks", in_blocks, rows * columns * per_element, rows, columns)
 
 

@@ -1,7 +1,7 @@
 """Filters: which ``k`` of n candidates go on, from their scores b (n,) and, for some, their Gram matrix K (n, n).
 
-Every filter returns ``Filtered(indices, count)``: exactly k distinct indices, best first, ties by index; the first ``count``
-of them passed. None depends on the scale of the gradients of the candidates or of the target.
+Every filter returns ``Filtered(indices, count)``: exactly k distinct indices, best first, ties by index; the first
+``count`` of them passed. None depends on the scale of the gradients of the candidates or of the target.
 """
 
 from __future__ import annotations
@@ -90,8 +90,8 @@ def matching(
 ) -> Filtered:
     """Return k candidates picked by what the ones before leave unmatched (orthogonal matching pursuit, w >= 0).
 
-    Repeat k times: add ``argmax_i (b - K w)_i`` over those not yet kept; refit ``w >= 0`` on the kept ones. The residual
-    is not divided by ``sqrt(K_ii)``.
+    Repeat k times: add ``argmax_i (b - K w)_i`` over those not yet kept; refit ``w >= 0`` on the kept ones. The
+    residual is not divided by ``sqrt(K_ii)``.
 
     Parameters
     ----------
@@ -148,8 +148,8 @@ def greedy_utility(scores: Array, gram: Array, k: int, *, redundancy: float = 1.
 
         argmax_i  b_i  -  redundancy * eta * (K_ii / 2 + sum_{j picked} K_ij).
 
-    That is the marginal second-order utility of GREATS (Wang et al. 2024) divided by eta; the step in place of a learning
-    rate makes it invariant to the scale of the gradients.
+    That is the marginal second-order utility of GREATS (Wang et al. 2024) divided by eta; the step in place of a
+    learning rate makes it invariant to the scale of the gradients.
 
     Parameters
     ----------
@@ -195,8 +195,8 @@ def boltzmann(scores: Array, k: int, *, temperature: float, uniforms: Array) -> 
 
     Notes
     -----
-    Gumbel top-k (Kool, van Hoof & Welling 2019): adding Gumbel noise and taking the k largest draws without replacement,
-    and never forms an exponential that could overflow.
+    Gumbel top-k (Kool, van Hoof & Welling 2019): adding Gumbel noise and taking the k largest draws without
+    replacement, and never forms an exponential that could overflow.
     """
     xp = _check(scores, k, what="boltzmann")
     if tuple(uniforms.shape) != tuple(scores.shape):

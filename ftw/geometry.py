@@ -5,7 +5,7 @@ the inner product of two records without forming their gradients first,
 
     <G_i, P H_j>  =  sum over pieces, rows r, columns c of  X_i[r, c] * weights[r, c] * Y_j[r, c],
 
-with X and Y records again (made by acting on the factors), so that the Gram matrix can walk over blocks of bounded size.
+with X and Y records again (made by acting on the factors), so that the Gram matrix can walk over bounded blocks.
 """
 
 from __future__ import annotations
@@ -53,9 +53,12 @@ class Scale:
         """Raise ValueError if ``value`` is not a number."""
         if getattr(self.value, "ndim", 0) != 0:
             raise ValueError(f"Scale for {name!r}: value must be a number or a 0-d array, got {self.value.shape}")
+        if isinstance(self.value, (int, float)) and self.value < 0:
+            raise ValueError(f"Scale for {name!r}: value {self.value} must not be negative")
 
     def apply(self, g: Array) -> Any:
         """Return P g, for g (..., *shape)."""
+        g = _wide(g)
         return g * _array.scalar_like(self.value, g)
 
     def inner(self, g: Array, h: Array) -> Any:
@@ -64,6 +67,7 @@ class Scale:
 
     def sqrt(self, g: Array) -> Any:
         """Return P^1/2 g, for g (..., *shape)."""
+        g = _wide(g)
         return g * _array.scalar_like(self.value, g) ** 0.5
 
     def split(self, xp: Any, left: Record, right: Record) -> list[Piece]:
@@ -97,7 +101,8 @@ class Diagonal:
 
     def apply(self, g: Array) -> Any:
         """Return P g, for g (..., *shape)."""
-        return g * self.values
+        g = _wide(g)
+        return g * _array.cast(self.values, g)
 
     def inner(self, g: Array, h: Array) -> Any:
         """Return ``<g, P h>`` as a 0-d array."""
@@ -105,7 +110,8 @@ class Diagonal:
 
     def sqrt(self, g: Array) -> Any:
         """Return P^1/2 g, for g (..., *shape)."""
-        return g * self.values**0.5
+        g = _wide(g)
+        return g * _array.cast(self.values, g) ** 0.5
 
     def split(self, xp: Any, left: Record, right: Record) -> list[Piece]:
         """Return the pieces of ``<left_i, P right_j>``."""
@@ -157,7 +163,7 @@ class Kronecker:
     def sqrt(self, g: Array) -> Any:
         """Return P^1/2 g, for g (..., d_out, d_in); an eigendecomposition of each dense side."""
         xp = _array.namespace(self.left, self.right, g)
-        return _sandwich(_half(xp, self.left), g, _half(xp, self.right))
+        return _sandwich(_half(xp, _array.widen(xp, self.left)), g, _half(xp, _array.widen(xp, self.right)))
 
     def split(self, xp: Any, left: Record, right: Record) -> list[Piece]:
         """Return the pieces of ``<left_i, P right_j>``."""
@@ -200,13 +206,13 @@ class Rotated:
         shapes = tuple(tuple(x.shape) for x in (self.left, self.values, self.right))
         if any(len(s) != 2 for s in shapes) or shapes[1] != (shapes[0][1], shapes[2][1]):
             raise ValueError(
-                f"Rotated for {name!r}: left {shapes[0]}, values {shapes[1]}, right {shapes[2]} must be (d_out, r_out), "
-                "(r_out, r_in), (d_in, r_in)"
+                f"Rotated for {name!r}: left {shapes[0]}, values {shapes[1]}, right {shapes[2]} must be (d_out, "
+                "r_out), (r_out, r_in), (d_in, r_in)"
             )
 
     def apply(self, g: Array) -> Any:
         """Return P g, for g (..., d_out, d_in)."""
-        return self.left @ (self.values * (self.left.T @ g @ self.right)) @ self.right.T
+        return self._scaled(g, 1.0)
 
     def inner(self, g: Array, h: Array) -> Any:
         """Return ``<g, P h>`` as a 0-d array."""
@@ -214,7 +220,12 @@ class Rotated:
 
     def sqrt(self, g: Array) -> Any:
         """Return P^1/2 g, for g (..., d_out, d_in)."""
-        return self.left @ (self.values**0.5 * (self.left.T @ g @ self.right)) @ self.right.T
+        return self._scaled(g, 0.5)
+
+    def _scaled(self, g: Any, power: float) -> Any:
+        g = _wide(g)
+        left, values, right = _array.cast(self.left, g), _array.cast(self.values, g), _array.cast(self.right, g)
+        return left @ (values**power * (left.T @ g @ right)) @ right.T
 
     def split(self, xp: Any, left: Record, right: Record) -> list[Piece]:
         """Return the pieces of ``<left_i, P right_j>``."""
@@ -225,7 +236,7 @@ class Rotated:
 @_array.pytree(data=("u", "s", "vt"))
 @dataclass(frozen=True, eq=False)
 class Polar:
-    """Derivative of the polar factor ``U V'`` at ``M = U diag(s) V'``: what Muon's orthogonalisation does to a change of M.
+    """Derivative of the polar factor ``U V'`` at ``M = U diag(s) V'``: what Muon does to a small change of M.
 
     With ``K = U' E V`` for a change E,
 
@@ -276,16 +287,18 @@ class Polar:
         return self._power(g, 0.5)
 
     def _power(self, g: Any, power: float) -> Any:
-        """Return P^power g: the antisymmetric part of K has the eigenvalues 2 / (s_i + s_j), what is outside 1 / s_i."""
+        """Return P^power g: the antisymmetric part of K has eigenvalues 2 / (s_i + s_j), what is outside 1 / s_i."""
         xp = _array.namespace(self.u, self.s, self.vt, g)
-        k = self.u.T @ g @ self.vt.T  # (..., r, r)
+        g = _array.widen(xp, g)
+        u, s, vt = _array.cast(self.u, g), _array.cast(self.s, g), _array.cast(self.vt, g)
+        k = u.T @ g @ vt.T  # (..., r, r)
         skew = (k - xp.matrix_transpose(k)) / 2  # (..., r, r)
-        total = self.u @ (skew * (2 / (self.s[:, None] + self.s[None, :])) ** power) @ self.vt
-        beyond = self.s**-power  # (r,)
+        total = u @ (skew * (2 / (s[:, None] + s[None, :])) ** power) @ vt
+        beyond = s**-power  # (r,)
         if self.shape[1] > self.shape[0]:  # wide: something lies outside the row space
-            total = total + self.u @ (beyond[:, None] * (self.u.T @ g - k @ self.vt))
+            total = total + u @ (beyond[:, None] * (u.T @ g - k @ vt))
         if self.shape[0] > self.shape[1]:  # tall
-            total = total + ((g @ self.vt.T - self.u @ k) * beyond) @ self.vt
+            total = total + ((g @ vt.T - u @ k) * beyond) @ vt
         return total
 
     def split(self, xp: Any, left: Record, right: Record) -> list[Piece]:
@@ -323,7 +336,13 @@ def _inner(g: Any, h: Any) -> Any:
     return xp.sum(g * h)
 
 
+def _wide(g: Any) -> Any:
+    return _array.widen(_array.namespace(g), g)
+
+
 def _sandwich(left: Any, g: Any, right: Any) -> Any:
+    g = _wide(g)
+    left, right = _array.cast(left, g), _array.cast(right, g)
     g = left[:, None] * g if left.ndim == 1 else left @ g
     return g * right if right.ndim == 1 else g @ right
 

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from . import _array
+from . import _array, _plan
 from ._array import Array, widen
 
 __all__ = ["Dense", "OuterProduct", "Record", "Rows", "Sum", "combine", "take"]
@@ -66,17 +66,17 @@ class OuterProduct:
 
     def dot(self, xp: Any, m: Any) -> Any:
         """Return ``<G_i, m>`` (n,) for a dense m (d_out, d_in); 2 n t d_out d_in FLOPs on the narrower side."""
-        a, b = widen(xp, self.inputs), widen(xp, self.output_grads)  # (n, t, d_in), (n, t, d_out)
-        d_out, d_in = self.shape
-        product = a * (b @ m) if d_in <= d_out else b * (a @ m.T)  # (n, t, min(d_in, d_out))
+        a, b = _array.together(xp, self.inputs, self.output_grads)  # (n, t, d_in), (n, t, d_out)
+        m = _array.cast(m, a)
+        inward = _plan.plan_scores(a.shape[0], a.shape[1], matrix_shape(self.shape), itemsize=0).route == "inputs"
+        product = a * (b @ m) if inward else b * (a @ m.T)  # (n, t, min(d_in, d_out))
         return xp.sum(product, axis=(1, 2))  # (n,)
 
     def combine(self, xp: Any, weights: Any) -> Any:
         """Return ``sum_i w_i G_i`` (d_out, d_in); samples of zero weight do not enter, whatever they hold."""
-        a, b = widen(xp, self.inputs), widen(xp, self.output_grads)  # (n, t, d_in), (n, t, d_out)
-        w = weights[:, None, None]  # (n, 1, 1)
-        a = xp.where(w != 0, a, xp.zeros_like(a))
-        b = xp.where(w != 0, w * b, xp.zeros_like(b))
+        a, b = _array.together(xp, self.inputs, self.output_grads)  # (n, t, d_in), (n, t, d_out)
+        w = _array.cast(weights, a)[:, None, None]  # (n, 1, 1)
+        a, b = xp.where(w != 0, a, 0.0), xp.where(w != 0, w * b, 0.0)
         n, t = self.inputs.shape[:2]
         d_out, d_in = self.shape
         return xp.reshape(b, (n * t, d_out)).T @ xp.reshape(a, (n * t, d_in))  # (d_out, d_in)
@@ -87,8 +87,7 @@ class OuterProduct:
 
     def block(self, xp: Any, rows: slice, columns: slice) -> Any:
         """Return ``G_i[rows, columns]`` (n, r, c) of every sample."""
-        b = widen(xp, self.output_grads[:, :, rows])  # (n, t, r)
-        a = widen(xp, self.inputs[:, :, columns])  # (n, t, c)
+        a, b = _array.together(xp, self.inputs[:, :, columns], self.output_grads[:, :, rows])  # (n, t, c), (n, t, r)
         return xp.matrix_transpose(b) @ a
 
     def transform(self, xp: Any, left: Any, right: Any) -> OuterProduct:
@@ -144,20 +143,24 @@ class Rows:
                 f"Rows for {name!r}: indices {tuple(i.shape)} and output_grads {tuple(b.shape)} must be (n, t) and "
                 "(n, t, d)"
             )
-        if not isinstance(self.size, int):
+        if not isinstance(self.size, int) or isinstance(self.size, bool):
             raise TypeError(f"Rows for {name!r}: size must be a Python int, got {type(self.size).__name__}")
+        if not _array.namespace(i).isdtype(i.dtype, "integral"):
+            raise TypeError(f"Rows for {name!r}: indices are {i.dtype}; they must be integers")
 
     def dot(self, xp: Any, m: Any) -> Any:
         """Return ``<G_i, m>`` (n,) for a dense m (size, d); 2 n t d FLOPs."""
-        rows = xp.reshape(xp.take(m, xp.reshape(self.indices, (-1,)), axis=0), self.output_grads.shape)  # (n, t, d)
-        return xp.sum(rows * widen(xp, self.output_grads), axis=(1, 2))  # (n,)
+        b = widen(xp, self.output_grads)  # (n, t, d)
+        rows = xp.take(_array.cast(m, b), xp.reshape(self.indices, (-1,)), axis=0)  # (n t, d)
+        return xp.sum(xp.reshape(rows, b.shape) * b, axis=(1, 2))  # (n,)
 
     def combine(self, xp: Any, weights: Any) -> Any:
         """Return ``sum_i w_i G_i`` (size, d); samples of zero weight do not enter, whatever they hold."""
         b = widen(xp, self.output_grads)  # (n, t, d)
-        w = weights[:, None, None]  # (n, 1, 1)
-        b = xp.where(w != 0, w * b, xp.zeros_like(b))
-        return _array.segment_sum(xp, xp.reshape(b, (-1, b.shape[2])), xp.reshape(self.indices, (-1,)), self.size)
+        n, t, d = b.shape
+        w = _array.cast(weights, b)[:, None, None]  # (n, 1, 1)
+        b = xp.where(w != 0, w * b, 0.0)
+        return _array.segment_sum(xp, xp.reshape(b, (n * t, d)), xp.reshape(self.indices, (-1,)), self.size)
 
     def take(self, xp: Any, indices: Any) -> Rows:
         """Return the record of some samples."""
@@ -171,9 +174,7 @@ class Rows:
         local = self.indices - rows.start  # (n, t)
         sample = xp.arange(n, dtype=local.dtype, device=_array.device(local))[:, None]  # (n, 1)
         inside = (local >= 0) & (local < height)
-        segment = xp.where(
-            inside, sample * height + local, n * height + xp.zeros_like(local)
-        )  # the last one is dropped
+        segment = xp.where(inside, sample * height + local, n * height)  # (n, t): what lies outside is dropped
         flat = xp.reshape(b, (n * t, b.shape[2])), xp.reshape(segment, (-1,))
         sums = _array.segment_sum(xp, *flat, n * height + 1)  # (n * r + 1, c)
         return xp.reshape(sums[: n * height, :], (n, height, b.shape[2]))
@@ -183,6 +184,8 @@ class Rows:
         b = _times(xp, self.output_grads, right)  # (n, t, d')
         if left is None:
             return Rows(self.indices, b, self.size)
+        b = widen(xp, b)
+        left = _array.cast(left, b)
         picked = xp.take(left, xp.reshape(self.indices, (-1,)), axis=0)  # (n * t,) or (n * t, size')
         if left.ndim == 1:
             return Rows(self.indices, b * xp.reshape(picked, (*self.indices.shape, 1)), self.size)
@@ -232,13 +235,14 @@ class Dense:
 
     def dot(self, xp: Any, m: Any) -> Any:
         """Return ``<G_i, m>`` (n,) for m of the parameter's shape."""
-        return xp.reshape(widen(xp, self.grads), (self.samples, -1)) @ xp.reshape(m, (-1,))
+        g = xp.reshape(widen(xp, self.grads), (self.samples, math.prod(self.shape)))  # (n, p)
+        return g @ xp.reshape(_array.cast(m, g), (-1,))
 
     def combine(self, xp: Any, weights: Any) -> Any:
         """Return ``sum_i w_i G_i``; samples of zero weight do not enter, whatever they hold."""
-        g = xp.reshape(widen(xp, self.grads), (self.samples, -1))  # (n, p)
-        w = weights[:, None]  # (n, 1)
-        g = xp.where(w != 0, w * g, xp.zeros_like(g))
+        g = xp.reshape(widen(xp, self.grads), (self.samples, math.prod(self.shape)))  # (n, p)
+        w = _array.cast(weights, g)[:, None]  # (n, 1)
+        g = xp.where(w != 0, w * g, 0.0)
         return xp.reshape(xp.sum(g, axis=0), self.shape)
 
     def take(self, xp: Any, indices: Any) -> Dense:
@@ -360,11 +364,13 @@ def combine(gradients: Mapping[str, Record], weights: Array) -> dict[str, Any]:
     2 n t d_out d_in FLOPs for an `OuterProduct`; no G_i is formed.
     """
     xp, n = check(gradients, what="combine")
-    if _array.namespace(weights, what="combine") is not xp:
-        _array.namespace(weights, *_array.leaves(gradients), what="combine")
+    _array.namespace(weights, *_array.leaves(gradients)[:1], what="combine")
     if tuple(weights.shape) != (n,):
         raise ValueError(f"combine: weights {tuple(weights.shape)} must be ({n},), one a sample")
-    return {name: record.combine(xp, _as(xp, weights, record)) for name, record in gradients.items()}
+    if not _array.is_floating(xp, weights):
+        raise TypeError(f"combine: weights are {weights.dtype}; they must be of a real floating dtype")
+    weights = widen(xp, weights)
+    return {name: record.combine(xp, weights) for name, record in gradients.items()}
 
 
 def take(gradients: Mapping[str, Record], indices: Array) -> dict[str, Record]:
@@ -376,8 +382,10 @@ def take(gradients: Mapping[str, Record], indices: Array) -> dict[str, Record]:
         If ``indices`` is not a vector of integers.
     """
     xp, _ = check(gradients, what="take")
-    if not hasattr(indices, "ndim"):
-        indices = xp.asarray(indices, device=_array.device(_array.leaves(gradients)[0]))
+    first = _array.leaves(gradients)[0]
+    if isinstance(indices, (list, tuple)):
+        indices = xp.asarray(indices, device=_array.device(first))
+    _array.namespace(indices, first, what="take")
     if indices.ndim != 1 or not xp.isdtype(indices.dtype, "integral"):
         raise ValueError(f"take: indices must be a vector of integers, got {indices.dtype} {tuple(indices.shape)}")
     return {name: record.take(xp, indices) for name, record in gradients.items()}
@@ -390,7 +398,7 @@ def check(gradients: Mapping[str, Record], *, what: str) -> tuple[Any, int]:
     for name, record in gradients.items():
         if not isinstance(record, (OuterProduct, Rows, Dense, Sum)):
             raise TypeError(
-                f"{what}: the record of {name!r} is a {type(record).__name__}; expected OuterProduct, Rows, Dense or Sum"
+                f"{what}: the record of {name!r} is a {type(record).__name__}; expected OuterProduct, Rows, Dense, Sum"
             )
         record.check(name)
     arrays = _array.leaves(gradients)
@@ -412,6 +420,7 @@ def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
 
 
 def _floats(record: Record) -> list[Any]:
+    """Return the arrays of a record that hold values, not row numbers."""
     if isinstance(record, Rows):
         return [record.output_grads]
     if isinstance(record, Sum):
@@ -421,12 +430,8 @@ def _floats(record: Record) -> list[Any]:
 
 def dtype(xp: Any, record: Record) -> Any:
     """Return the dtype in which the record's sums are taken."""
-    leaf = _floats(record)[0]
-    return xp.float32 if xp.finfo(leaf.dtype).bits < 32 else leaf.dtype
-
-
-def _as(xp: Any, weights: Any, record: Record) -> Any:
-    return xp.astype(weights, dtype(xp, record))
+    floats = [leaf.dtype for leaf in _floats(record)]
+    return xp.result_type(*(xp.float32 if xp.finfo(d).bits < 32 else d for d in floats))
 
 
 def _times(xp: Any, factor: Any, side: Any) -> Any:
@@ -434,6 +439,7 @@ def _times(xp: Any, factor: Any, side: Any) -> Any:
     if side is None:
         return factor
     factor = widen(xp, factor)
+    side = _array.cast(side, factor)
     return factor * side if side.ndim == 1 else factor @ side
 
 

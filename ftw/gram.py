@@ -4,8 +4,8 @@
     K_ij = <g_i, P g_j>       ``gram``        how much candidates i and j say the same thing
 
 Both are sums over parameters. A score needs ``M = P g_T`` once and no per-sample gradient. The Gram matrix walks over
-blocks of rows and columns of the per-sample gradients, no larger than ``max_bytes``, or over pairs of tokens where that is
-cheaper (``_plan.py`` decides).
+blocks of rows and columns of the per-sample gradients, no larger than ``max_bytes``, or over pairs of tokens where that
+is cheaper (``_plan.py`` decides).
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from typing import Any
 
 from . import _array, _plan, gradients
 from ._array import Array
-from .geometry import Diagonal, Kronecker, Operator, Piece, Polar, Rotated, Scale
-from .gradients import OuterProduct, Record, Rows, matrix_shape
+from ._check import check_model
+from .geometry import Operator, Piece
+from .gradients import OuterProduct, Record, Rows, Sum, matrix_shape
 
 __all__ = ["cross_gram", "gram", "scores"]
 
@@ -49,12 +50,10 @@ def scores(candidates: Mapping[str, Record], target: Mapping[str, Array], geomet
     -----
     2 n t d_out d_in FLOPs for an `OuterProduct`; the largest temporary is (n, t, min(d_out, d_in)).
     """
-    xp, _ = check_model(candidates, geometry, target, what="scores")
-    total: Any = None
+    xp, n = check_model(candidates, geometry, target, what="scores")
+    total = _zeros(xp, candidates, (n,))
     for name, record in candidates.items():
-        g = _array.widen(xp, target[name])
-        part = record.dot(xp, geometry[name].apply(g))  # (n,)
-        total = part if total is None else total + part
+        total = total + record.dot(xp, geometry[name].apply(target[name]))  # (n,)
     return total
 
 
@@ -68,7 +67,8 @@ def gram(candidates: Mapping[str, Record], geometry: Mapping[str, Operator], *, 
     geometry : mapping of str to operator
         The optimizer's linearised response P.
     max_bytes : int
-        Size of the largest block of per-sample gradients formed at a time.
+        Bound of the temporaries: blocks of per-sample gradients, or products of token pairs. Copies that act on the
+        factors of one parameter (a rotation, a widening of 16 bits) come on top.
 
     Returns
     -------
@@ -86,7 +86,7 @@ def gram(candidates: Mapping[str, Record], geometry: Mapping[str, Operator], *, 
     (2 n t + 2 n^2) d_out d_in FLOPs for an `OuterProduct`, or 2 n^2 t^2 (d_out + d_in) if that is less.
     """
     xp, n = check_model(candidates, geometry, what="gram")
-    total = _accumulate(xp, n, n, candidates, candidates, geometry, max_bytes)
+    total = _accumulate(xp, n, n, candidates, candidates, geometry, _bytes(max_bytes, "gram"))
     return (total + total.T) / 2
 
 
@@ -101,23 +101,21 @@ def cross_gram(
 
     Parameters, errors and cost are those of `gram`.
     """
-    xp, n = check_model(candidates, geometry, what="cross_gram")
-    xq, m = check_model(others, geometry, what="cross_gram")
-    if xp is not xq:
-        _array.namespace(*_array.leaves(candidates), *_array.leaves(others), what="cross_gram")
-    return _accumulate(xp, n, m, candidates, others, geometry, max_bytes)
+    xp, n = check_model(candidates, geometry, what="cross_gram: candidates")
+    _, m = check_model(others, geometry, what="cross_gram: others")
+    _array.namespace(*_array.leaves([candidates, others]), what="cross_gram")
+    return _accumulate(xp, n, m, candidates, others, geometry, _bytes(max_bytes, "cross_gram"))
 
 
 def squared_norms(candidates: Mapping[str, Record], geometry: Mapping[str, Operator]) -> Any:
-    """Return ``<g_i, P g_i>`` (n,), the diagonal of `gram` at n times less than its cost for the products."""
+    """Return ``<g_i, P g_i>`` (n,), the diagonal of `gram` without the products of different samples."""
     xp, n = check_model(candidates, geometry, what="squared_norms")
-    total: Any = None
+    total = _zeros(xp, candidates, (n,))
     for name, record in candidates.items():
         for piece in geometry[name].split(xp, record, record):
-            plan = _plan_piece(xp, n, n, piece, MAX_BYTES, norms=True)
+            plan = _plan_piece(xp, piece, MAX_BYTES, by_tokens=False)
             for x, y in _walk(xp, piece, plan):
-                part = xp.sum(x * y, axis=1)  # (n,)
-                total = part if total is None else total + part
+                total = total + _weighted(xp.sum(x * y, axis=1), piece)  # (n,)
     return total
 
 
@@ -130,61 +128,66 @@ def _accumulate(
     geometry: Mapping[str, Operator],
     max_bytes: int,
 ) -> Any:
-    total: Any = None
+    total = _zeros(xp, candidates, (n, m))
     for name, record in candidates.items():
         for piece in geometry[name].split(xp, record, others[name]):
             piece = _compact(xp, piece)
-            plan = _plan_piece(xp, n, m, piece, max_bytes)
-            part = _by_tokens(xp, piece, plan) if plan.route == "tokens" else _by_blocks(xp, piece, plan)  # (n, m)
-            total = part if total is None else total + part
+            plan = _plan_piece(xp, piece, max_bytes)
+            if plan.route == "tokens":
+                total = total + _weighted(_by_tokens(xp, piece, plan), piece)  # (n, m)
+                continue
+            for x, y in _walk(xp, piece, plan):
+                total = total + _weighted(x @ y.T, piece)  # (n, m)
     return total
 
 
-def _plan_piece(xp: Any, n: int, m: int, piece: Piece, max_bytes: int, *, norms: bool = False) -> _plan.Plan:
-    plain = getattr(piece.weights, "ndim", 0) == 0 and not norms
-    x, y = piece.left, piece.right
-    tokens = None
-    if plain and isinstance(x, OuterProduct) and isinstance(y, OuterProduct):
-        tokens = (x.inputs.shape[1], y.inputs.shape[1])
+def _plan_piece(xp: Any, piece: Piece, max_bytes: int, *, by_tokens: bool = True) -> _plan.Plan:
+    x, y, elementwise = piece.left, piece.right, _elementwise(piece)
     return _plan.plan_gram(
-        n,
-        m,
+        _side(x),
+        None if x is y else _side(y),
         matrix_shape(x.shape),
-        tokens=tokens,
-        symmetric=x is y,
-        itemsize=4 if gradients.dtype(xp, x) == xp.float32 else 8,
+        by_tokens=by_tokens and not elementwise and isinstance(x, OuterProduct) and isinstance(y, OuterProduct),
+        elementwise=elementwise,
+        itemsize=xp.finfo(gradients.dtype(xp, x)).bits // 8,
         max_bytes=max_bytes,
     )
 
 
+def _side(record: Record) -> _plan.Side:
+    """Return what the planner wants to know of a record."""
+    if isinstance(record, OuterProduct):
+        return _plan.Side(record.samples, record.inputs.shape[1])
+    if isinstance(record, Sum):
+        parts = [_side(part) for part in record.parts]
+        # the sum so far, the next part, and the new sum
+        copies = max(parts[0].copies, *(1 + max(2, p.copies) for p in parts[1:])) if parts[1:] else parts[0].copies
+        return _plan.Side(record.samples, sum(p.tokens for p in parts), copies)
+    return _plan.Side(record.samples, 0, 2 if isinstance(record, Rows) else 1)
+
+
 def _walk(xp: Any, piece: Piece, plan: _plan.Plan) -> Iterator[tuple[Any, Any]]:
-    """Yield blocks (n, e) and (m, e) of both records, e elements at a time, the weights worked in."""
+    """Yield blocks (n, e) and (m, e) of both records, e elements at a time, elementwise weights worked in."""
     x, y, weights = piece
     n, m, shape = x.samples, y.samples, matrix_shape(x.shape)
-    elementwise = getattr(weights, "ndim", 0) == 2
+    elementwise = _elementwise(piece)
     if elementwise:
         weights = xp.broadcast_to(weights, shape)
     for rows, columns in _plan.blocks(shape, plan):
+        size = (rows.stop - rows.start) * (columns.stop - columns.start)
         left = x.block(xp, rows, columns)  # (n, r, c)
         if x is y:  # P^1/2 on both sides: the product is symmetric and PSD as it stands
             if elementwise:
-                left = left * xp.astype(weights[rows, columns], left.dtype) ** 0.5
-            left = xp.reshape(left, (n, -1))
-            right = left
+                left = left * _array.cast(weights[rows, columns], left) ** 0.5
+            left = right = xp.reshape(left, (n, size))
         else:
             right = y.block(xp, rows, columns)  # (m, r, c)
             if elementwise:
-                right = right * xp.astype(weights[rows, columns], right.dtype)
-            left, right = xp.reshape(left, (n, -1)), xp.reshape(right, (m, -1))
-        yield (left, right) if elementwise else (left * _array.scalar_like(weights, left), right)
-
-
-def _by_blocks(xp: Any, piece: Piece, plan: _plan.Plan) -> Any:
-    total: Any = None
-    for left, right in _walk(xp, piece, plan):
-        part = left @ right.T  # (n, m)
-        total = part if total is None else total + part
-    return total
+                right = right * _array.cast(weights[rows, columns], right)
+            left, right = xp.reshape(left, (n, size)), xp.reshape(right, (m, size))
+            left, right = _array.together(xp, left, right)
+        yield left, right
+        del left, right  # before the next block is formed
 
 
 def _by_tokens(xp: Any, piece: Piece, plan: _plan.Plan) -> Any:
@@ -193,19 +196,41 @@ def _by_tokens(xp: Any, piece: Piece, plan: _plan.Plan) -> Any:
     assert isinstance(x, OuterProduct)
     assert isinstance(y, OuterProduct)
     n, t, d_in = x.inputs.shape
-    m, u, _ = y.inputs.shape
-    d_out = x.output_grads.shape[2]
-    flat_a = xp.reshape(_array.widen(xp, y.inputs), (m * u, d_in)).T  # (d_in, m u)
-    flat_b = xp.reshape(_array.widen(xp, y.output_grads), (m * u, d_out)).T  # (d_out, m u)
+    m, u, d_out = y.output_grads.shape
+    flat_a = xp.reshape(y.inputs, (m * u, d_in))  # (m u, d_in)
+    flat_b = xp.reshape(y.output_grads, (m * u, d_out))  # (m u, d_out)
     parts = []
-    for i in range(0, n, plan.rows):
-        a = _array.widen(xp, x.inputs[i : i + plan.rows, :, :])  # (c, t, d_in)
-        b = _array.widen(xp, x.output_grads[i : i + plan.rows, :, :])  # (c, t, d_out)
+    for i in range(0, max(n, 1), plan.rows):
+        stop = min(n, i + plan.rows)
+        a, b = x.inputs[i:stop, :, :], x.output_grads[i:stop, :, :]  # (c, t, d_in), (c, t, d_out)
         c = a.shape[0]
-        product = (xp.reshape(a, (c * t, d_in)) @ flat_a) * (xp.reshape(b, (c * t, d_out)) @ flat_b)  # (c t, m u)
+        a, b = xp.reshape(a, (c * t, d_in)), xp.reshape(b, (c * t, d_out))  # (c t, d_in), (c t, d_out)
+        a, flat_a, b, flat_b = _array.together(xp, a, flat_a, b, flat_b)
+        product = (a @ flat_a.T) * (b @ flat_b.T)  # (c t, m u)
         parts.append(xp.sum(xp.reshape(product, (c, t, m, u)), axis=(1, 3)))  # (c, m)
-    total = xp.concat(parts, axis=0)  # (n, m)
-    return total * _array.scalar_like(piece.weights, total)
+        del product
+    return xp.concat(parts, axis=0)  # (n, m)
+
+
+def _elementwise(piece: Piece) -> bool:
+    return getattr(piece.weights, "ndim", 0) == 2
+
+
+def _weighted(value: Any, piece: Piece) -> Any:
+    """Return an inner product times the piece's weight, if that is one number."""
+    return value if _elementwise(piece) else value * _array.scalar_like(piece.weights, value)
+
+
+def _zeros(xp: Any, candidates: Mapping[str, Record], shape: tuple[int, ...]) -> Any:
+    first = _array.leaves(candidates)[0]
+    dtype = xp.result_type(*(gradients.dtype(xp, record) for record in candidates.values()))
+    return xp.zeros(shape, dtype=dtype, device=_array.device(first))
+
+
+def _bytes(max_bytes: Any, what: str) -> int:
+    if not isinstance(max_bytes, int) or isinstance(max_bytes, bool) or max_bytes < 1:
+        raise ValueError(f"{what}: max_bytes={max_bytes!r} must be a positive int")
+    return max_bytes
 
 
 def _compact(xp: Any, piece: Piece) -> Piece:
@@ -213,63 +238,24 @@ def _compact(xp: Any, piece: Piece) -> Piece:
     x, y, weights = piece
     if not (isinstance(x, Rows) and isinstance(y, Rows)):
         return piece
-    n_x, n_y = math.prod(x.indices.shape), 0 if y is x else math.prod(y.indices.shape)
-    if n_x + n_y >= x.size:
+    size = math.prod(x.indices.shape) + (0 if y is x else math.prod(y.indices.shape))
+    if size >= x.size:
         return piece
     flat = [xp.reshape(r.indices, (-1,)) for r in ((x,) if x is y else (x, y))]
-    every = xp.sort(xp.concat(flat))  # (n_x + n_y,)
+    every = xp.sort(xp.concat(_same_ints(xp, flat)))  # (size,)
     first = xp.concat([xp.ones_like(every[:1]), xp.astype(every[1:] != every[:-1], every.dtype)])
     rank = xp.cumulative_sum(first) - 1  # position of each sorted index among the distinct ones
-    size = n_x + n_y
     numbers = xp.arange(size, dtype=rank.dtype, device=_array.device(rank))
     where = xp.searchsorted(rank, numbers)  # first place of each distinct index
-    distinct = xp.take(every, xp.clip(where, 0, size - 1))  # (size,), padded with the last
-    new = [xp.reshape(xp.take(rank, xp.searchsorted(every, f)), r.indices.shape) for f, r in zip(flat, (x, y))]
-    left = Rows(new[0], x.output_grads, size)
-    right = left if y is x else Rows(new[1], y.output_grads, size)
+    distinct = xp.take(every, xp.clip(where, 0, max(size - 1, 0)))  # (size,), padded with the last
+    new = [xp.take(rank, xp.searchsorted(every, f)) for f in flat]
+    left = Rows(xp.reshape(new[0], x.indices.shape), x.output_grads, size)
+    right = left if y is x else Rows(xp.reshape(new[1], y.indices.shape), y.output_grads, size)
     if getattr(weights, "ndim", 0) == 2 and weights.shape[0] == x.size:
         weights = xp.take(weights, distinct, axis=0)
     return Piece(left, right, weights)
 
 
-def check_model(
-    candidates: Mapping[str, Record],
-    geometry: Mapping[str, Operator],
-    target: Mapping[str, Array] | None = None,
-    *,
-    what: str,
-) -> tuple[Any, int]:
-    """Return the namespace and the number of samples, or raise where candidates, target and geometry disagree."""
-    xp, n = gradients.check(candidates, what=what)
-    names = set(candidates)
-    for kind, mapping in (("geometry", geometry), ("target", target)):
-        if mapping is None:
-            continue
-        if not isinstance(mapping, Mapping):
-            raise TypeError(f"{what}: {kind} must be a mapping by parameter name, got {type(mapping).__name__}")
-        if set(mapping) != names:
-            missing, extra = sorted(names - set(mapping)), sorted(set(mapping) - names)
-            raise ValueError(
-                f"{what}: {kind} and gradients differ in names: {kind} lacks {missing}, has besides {extra}"
-            )
-    _array.namespace(*_array.leaves([candidates, dict(geometry), dict(target or {})]), what=what)
-    for name, record in candidates.items():
-        shape = record.shape
-        if target is not None:
-            g = target[name]
-            if tuple(g.shape) != shape:
-                raise ValueError(f"{what}: target of {name!r} is {tuple(g.shape)}, its gradients are {shape}")
-            if not _array.is_floating(xp, g):
-                raise TypeError(f"{what}: target of {name!r} is {g.dtype}; it must be of a real floating dtype")
-        operator = geometry[name]
-        if not isinstance(operator, (Scale, Diagonal, Kronecker, Rotated, Polar)):
-            raise TypeError(
-                f"{what}: the operator of {name!r} is a {type(operator).__name__}; expected Scale, Diagonal, Kronecker, "
-                "Rotated or Polar"
-            )
-        operator.check(name)
-        if operator.shape is not None and operator.shape != shape:
-            raise ValueError(
-                f"{what}: {type(operator).__name__} of {name!r} is {operator.shape}, its gradients are {shape}"
-            )
-    return xp, n
+def _same_ints(xp: Any, arrays: list[Any]) -> list[Any]:
+    dtype = xp.result_type(*arrays)
+    return [xp.astype(a, dtype) for a in arrays]

@@ -1,8 +1,8 @@
 """The guard: how far to trust a small target.
 
-The same few target samples are matched at every step, and a sharp match memorises them: their own gradients shrink and stop
-agreeing with each other. The guard watches for that and then moves g_T toward the mean gradient of the pool. In the P
-metric, with m target samples g_Tj, their mean g_T, and the pool's mean g_P:
+The same few target samples are matched at every step, and a sharp match memorises them: their own gradients shrink and
+stop agreeing with each other. The guard watches for that and then moves g_T toward the mean gradient of the pool. In the
+P metric, with m target samples g_Tj, their mean g_T, and the pool's mean g_P:
 
     v = (mean_j |g_Tj|^2 - |g_T|^2) / (m - 1)       variance of the target mean
     F = |g_T|^2 / v                                 at least 1 in expectation while the targets are fresh
@@ -29,13 +29,14 @@ def signal(target: Any, samples: Any, m: int) -> tuple[Any, Any]:
         raise ValueError(f"guard: the number of target samples must be an int >= 1, got {m!r}")
     if _plain(target, samples):
         v = max(samples - target, 0.0) / (m - 1) if m > 1 else 0.0
-        return (target / v if v > 0 else float("inf")), v
+        return (float("inf") if v <= 0 else target / v), v
     xp = _array.namespace(target, samples, what="guard")
     like = samples if hasattr(samples, "dtype") else target
     target, samples = (xp.asarray(x, dtype=like.dtype, device=_array.device(like)) for x in (target, samples))
-    v = xp.clip(samples - target, 0.0, None) / max(m - 1, 1) * (1.0 if m > 1 else 0.0)
-    some = v > 0
-    f = xp.where(some, target, xp.inf * xp.ones_like(v)) / xp.where(some, v, xp.ones_like(v))
+    spread = samples - target
+    v = xp.where(spread < 0, 0.0, spread) / max(m - 1, 1) * (1.0 if m > 1 else 0.0)
+    none = v <= 0  # a NaN goes on
+    f = xp.where(none, xp.inf, target) / xp.where(none, 1.0, v)
     return f, v
 
 

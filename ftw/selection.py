@@ -7,8 +7,8 @@
     filter       ``keep`` of the shortlist
     weights      min 1/2 w'Kw - s b'w  over a constraint set, s such that the non-negative solution has the set's total
 
-The target's length has no say in the weights of a set with a fixed total: matching it with one fixed step length would make
-the filter pick tiny gradients, whose own noise K_ii costs least.
+The target's length has no say in the weights of a set with a fixed total: matching it with one fixed step length would
+make the filter pick tiny gradients, whose own noise K_ii costs least.
 """
 
 from __future__ import annotations
@@ -16,13 +16,24 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from . import _array, _loops, filters, guard
+from . import _array, _loops, filters, gradients, guard
 from ._array import Array
-from .constraints import Box, CappedSimplex, Constraint, NonNegative, Simplex
+from ._check import check_model
+from .constraints import (
+    Box,
+    CappedSimplex,
+    Constraint,
+    NonNegative,
+    Simplex,
+    as_limits,
+    feasible,
+    finite,
+    project_scaled,
+)
 from .filters import Filter
 from .geometry import Operator
 from .gradients import Record, combine, take
-from .gram import check_model, gram, squared_norms
+from .gram import gram, squared_norms
 from .gram import scores as all_scores
 from .qp import solve_qp
 from .status import Status
@@ -93,7 +104,7 @@ def filter_then_weight(
     geometry: Mapping[str, Operator],
     *,
     keep: int,
-    filter: str | Filter = "matching",  # noqa: A002
+    filter: str | Filter = "matching",
     weight: str = "qp",
     constraint: Constraint = Simplex(1.0),  # noqa: B008
     ridge: Any = 0.05,
@@ -120,7 +131,8 @@ def filter_then_weight(
     weight : {"qp", "uniform"}
         The QP, or equal weights; with "uniform" after "top_k" no Gram matrix is formed for the choice.
     constraint : NonNegative, Simplex, CappedSimplex or Box
-        Where the weights live. For sets with a fixed total the target is scaled first, see the module's docstring.
+        Where the weights live; bounds are numbers, or arrays (n,) with one a candidate. For sets with a fixed total the
+        target is scaled first, see the module's docstring.
     ridge : float
         Added to the diagonal of K, as a multiple of the mean diagonal of the samples kept.
     shortlist : int, float or None
@@ -141,8 +153,8 @@ def filter_then_weight(
     Raises
     ------
     ValueError, TypeError
-        If names, shapes, dtypes, namespaces, devices or ranges are wrong. Values (NaN, an empty set, an indefinite matrix) give a
-        status and NaN weights instead, since a trace cannot raise.
+        If names, shapes, dtypes, namespaces, devices or ranges are wrong. Values (NaN, an empty set, an indefinite
+        matrix) give a status and NaN weights instead, since a trace cannot raise.
 
     Notes
     -----
@@ -152,15 +164,15 @@ def filter_then_weight(
     go_on = _check_options(n, keep, filter, weight, constraint, ridge, shortlist, guard)
     solver = solver or solve_qp
     if target is None:
-        first = next(leaf for leaf in _array.leaves(candidates) if _array.is_floating(xp, leaf))
-        mean = xp.full((n,), 1 / n, dtype=_wide(xp, first), device=_array.device(first))
-        target = combine(candidates, mean)
+        first = _array.leaves(candidates)[0]
+        dtype = xp.result_type(*(gradients.dtype(xp, record) for record in candidates.values()))
+        target = combine(candidates, xp.full((n,), 1 / n, dtype=dtype, device=_array.device(first)))
 
     b_all = all_scores(candidates, target, geometry) if scores is None else scores  # (n,)
     if tuple(b_all.shape) != (n,):
         raise ValueError(f"filter_then_weight: scores {tuple(b_all.shape)} must be ({n},), one a candidate")
     order = _array.argsort_descending(xp, b_all)  # (n,)
-    short = order[:go_on] if go_on < n else xp.arange(n, dtype=order.dtype, device=_array.device(order))  # (s,)
+    short = xp.sort(order[:go_on])  # (s,): in the order of the candidates, so that ties go by index
     members = take(candidates, short) if go_on < n else candidates
     b = xp.take(b_all, short)  # (s,)
     linear = _guarded(xp, b_all, b, order, go_on, candidates, members, target, geometry, target_samples, guard)
@@ -170,28 +182,29 @@ def filter_then_weight(
         filtered = _NO_GRAM[str(filter)](safe, keep)
         picked = take(members, filtered.indices)
         K = gram(picked, geometry)  # (k, k)
-        finite = xp.all(xp.isfinite(K))
+        intact = xp.all(xp.isfinite(K))
     else:
         every = gram(members, geometry)  # (s, s)
-        finite = xp.all(xp.isfinite(every))
+        intact = xp.all(xp.isfinite(every))
         filtered = _run_filter(filter, safe, _finite(xp, every), keep, ridge, solver)
         K = xp.take(xp.take(every, filtered.indices, axis=0), filtered.indices, axis=1)  # (k, k)
-    finite = finite & xp.all(xp.isfinite(b_all)) & xp.all(xp.isfinite(linear.values))
+    intact = intact & xp.all(xp.isfinite(b_all)) & xp.all(xp.isfinite(linear.values)) & ~xp.isnan(linear.signal)
     K = _finite(xp, K)
 
     passed = xp.arange(keep, device=_array.device(b)) < filtered.count  # (k,)
     c = xp.take(safe, filtered.indices)  # (k,)
+    constraint = _at(xp, constraint, xp.take(short, filtered.indices), n)
     weights, status = _weigh(xp, K, c, passed, weight, constraint, ridge, solver)
-    status = xp.where(finite, status, xp.full_like(status, int(Status.NOT_FINITE)))
+    status = xp.where(intact, status, xp.full_like(status, int(Status.NOT_FINITE)))
     unusable = (status == int(Status.NOT_FINITE)) | (status == int(Status.INFEASIBLE)) | (status == int(Status.NOT_PSD))
     weights = xp.where(unusable, xp.full_like(weights, xp.nan), weights)
 
     gained = xp.sum(weights * xp.take(_finite(xp, b), filtered.indices))  # b'w, for the target as it was given
     length = xp.sum(weights * (K @ weights))  # w'Kw
     square = _inner(target, geometry)  # g_T' P g_T
-    both = length * square
-    usable = both > 0
-    match = xp.where(usable, gained, xp.zeros_like(gained)) / xp.sqrt(xp.where(usable, both, xp.ones_like(both)))
+    usable = (length > 0) & (square > 0)
+    lengths = [xp.sqrt(xp.where(usable, x, 1.0)) for x in (length, square)]  # two roots: the product could overflow
+    match = xp.where(usable, gained, 0.0) / lengths[0] / lengths[1]
     return Selection(
         indices=xp.take(short, filtered.indices),
         weights=weights,
@@ -206,7 +219,7 @@ def filter_then_weight(
     )
 
 
-def _run_filter(filter: str | Filter, b: Any, K: Any, keep: int, ridge: Any, solver: Any) -> filters.Filtered:  # noqa: A002
+def _run_filter(filter: str | Filter, b: Any, K: Any, keep: int, ridge: Any, solver: Any) -> filters.Filtered:
     if filter == "matching":
         return filters.matching(b, K, keep, ridge=ridge, solver=solver)
     if filter == "greedy_utility":
@@ -225,69 +238,91 @@ def _weigh(
     xp: Any, K: Any, c: Any, passed: Any, weight: str, constraint: Constraint, ridge: Any, solver: Any
 ) -> tuple[Any, Any]:
     """Return weights (k,) and status for the kept samples; those that did not pass get zero."""
-    k = c.shape[0]
     ones = xp.astype(passed, c.dtype)  # (k,)
     count = xp.sum(ones)
-    total = _array.scalar_like(getattr(constraint, "total", 1.0), c)
-    uniform = total * ones / xp.where(count > 0, count, xp.ones_like(count))  # (k,)
-    if isinstance(constraint, Box):
-        uniform = xp.where(passed, xp.clip(uniform, constraint.lower, constraint.upper), uniform)
+    divisor = xp.where(count > 0, count, 1.0)
+    total = _array.scalar_like(getattr(constraint, "total", 1.0), c) * xp.ones_like(count)  # ()
+    limits = as_limits(xp, _only(xp, constraint, passed, c), c)
+    uniform = total * ones / divisor  # (k,)
+    possible = feasible(xp, limits) | (count == 0)  # nothing passed: no weights, whatever the total
+    if isinstance(constraint, (CappedSimplex, Box)):
+        uniform = xp.where(possible, project_scaled(xp, uniform, limits, xp.ones_like(c)), uniform)
+        uniform = xp.where(passed, uniform, 0.0)
     useful = xp.any(passed & (c > 0))
-    nothing = xp.asarray(int(Status.NOTHING_USEFUL), dtype=xp.int32, device=_array.device(c))
-    fine = xp.zeros_like(nothing)
     if weight == "uniform":
-        infeasible = _infeasible(xp, uniform, passed, constraint)
-        status = xp.where(useful, fine, nothing)
-        return uniform, xp.where(infeasible, xp.full_like(fine, int(Status.INFEASIBLE)), status)
+        weights, status = uniform, xp.zeros_like(xp.argmax(c), dtype=xp.int32)
+    else:
+        weights, status, useful = _solve(xp, K, c, passed, divisor, total, constraint, ridge, solver, useful)
+    bad = (status == int(Status.NOT_FINITE)) | (status == int(Status.NOT_PSD))
+    status = xp.where(~bad & ~useful, int(Status.NOTHING_USEFUL), status)
+    status = xp.where(possible, status, int(Status.INFEASIBLE))
+    status = xp.where(finite(xp, limits), status, int(Status.NOT_FINITE))
+    weights = xp.where(status == int(Status.NOTHING_USEFUL), uniform, weights)
+    return weights, xp.astype(status, xp.int32)
 
-    zero = xp.zeros_like(c)
-    diagonal = xp.where(passed, xp.linalg.diagonal(K), zero)  # (k,)
-    mean = xp.sum(diagonal) / xp.where(count > 0, count, xp.ones_like(count))
+
+def _solve(
+    xp: Any,
+    K: Any,
+    c: Any,
+    passed: Any,
+    divisor: Any,
+    total: Any,
+    constraint: Constraint,
+    ridge: Any,
+    solver: Any,
+    useful: Any,
+) -> tuple[Any, Any, Any]:
+    """Return the QP's weights (k,), its status, and whether any weight came out positive where that is asked for."""
+    diagonal = xp.where(passed, xp.linalg.diagonal(K), 0.0)  # (k,)
+    mean = xp.sum(diagonal) / divisor
     both = passed[:, None] & passed[None, :]  # (k, k)
-    identity = xp.eye(k, dtype=c.dtype, device=_array.device(c))
-    K = xp.where(both, K, mean * identity)  # (k, k)
-    c = xp.where(passed, c, zero)
+    K = xp.where(both, K, mean * xp.eye(c.shape[0], dtype=c.dtype, device=_array.device(c)))  # (k, k)
+    c = xp.where(passed, c, 0.0)
     ridge = _array.scalar_like(ridge, c) * mean
     if isinstance(constraint, (NonNegative, Box)):
-        solution = solver(K, c, _only(xp, constraint, passed, zero), ridge=ridge)
-        weights, status = solution.weights, solution.status
-    else:
-        free = solver(K, c, NonNegative(), ridge=ridge)  # the non-negative solution sets the target's length
-        amount = xp.sum(free.weights)
-        scale = total / xp.where(amount > 0, amount, xp.ones_like(amount))
-        weights, status = free.weights * scale, free.status
-        if isinstance(constraint, CappedSimplex):
-            solution = solver(K, c * scale, _only(xp, constraint, passed, zero), ridge=ridge, start=weights)
-            weights = solution.weights
-            status = xp.where(status == int(Status.OK), solution.status, status)
-        infeasible = total * xp.ones_like(amount) < 0
-        status = xp.where(infeasible, xp.full_like(status, int(Status.INFEASIBLE)), status)
-        useful = useful & (amount > 0)
-    replace = ~useful & (status != int(Status.INFEASIBLE)) & (status != int(Status.NOT_PSD))
-    return xp.where(replace, uniform, weights), xp.where(replace, nothing, status)
-
-
-def _only(xp: Any, constraint: Constraint, passed: Any, zero: Any) -> Constraint:
-    """Return the set in which samples that did not pass have weight zero."""
+        solution = solver(K, c, _only(xp, constraint, passed, c), ridge=ridge)
+        return solution.weights, solution.status, useful
+    free = solver(K, c, NonNegative(), ridge=ridge)  # the non-negative solution sets the target's length
+    amount = xp.sum(free.weights)
+    scale = total / xp.where(amount > 0, amount, 1.0)
+    weights, status = free.weights * scale, free.status
     if isinstance(constraint, CappedSimplex):
-        return CappedSimplex(_masked(xp, constraint.cap, passed, zero), constraint.total)
+        solution = solver(K, c * scale, _only(xp, constraint, passed, c), ridge=ridge, start=weights)
+        weights = solution.weights
+        status = xp.where(status == int(Status.OK), solution.status, status)
+    return weights, status, useful & (amount > 0)
+
+
+def _at(xp: Any, constraint: Constraint, indices: Any, n: int) -> Constraint:
+    """Return the set of the picked candidates, from bounds that are numbers or one a candidate (n,)."""
+
+    def pick(bound: Any, what: str) -> Any:
+        shape = tuple(getattr(bound, "shape", ()))
+        if shape == ():
+            return bound
+        if shape != (n,):
+            raise ValueError(f"filter_then_weight: {what} {shape} must be a number or ({n},), one a candidate")
+        return xp.take(bound, indices)
+
+    if isinstance(constraint, CappedSimplex):
+        return CappedSimplex(pick(constraint.cap, "cap"), constraint.total)
     if isinstance(constraint, Box):
-        return Box(_masked(xp, constraint.lower, passed, zero), _masked(xp, constraint.upper, passed, zero))
+        return Box(pick(constraint.lower, "lower"), pick(constraint.upper, "upper"))
     return constraint
 
 
-def _masked(xp: Any, bound: Any, passed: Any, zero: Any) -> Any:
-    """Return the bound as a vector (k,) like ``zero`` that is zero where a sample did not pass."""
-    return xp.where(passed, zero + _array.scalar_like(bound, zero), zero)
+def _only(xp: Any, constraint: Constraint, passed: Any, like: Any) -> Constraint:
+    """Return the set in which samples that did not pass have weight zero."""
 
+    def masked(bound: Any) -> Any:
+        return xp.where(passed, xp.zeros_like(like) + _array.scalar_like(bound, like), 0.0)  # (k,)
 
-def _infeasible(xp: Any, uniform: Any, passed: Any, constraint: Constraint) -> Any:
-    """Tell whether equal weights lie outside the set."""
     if isinstance(constraint, CappedSimplex):
-        return xp.any(uniform > constraint.cap * (1 + 1e-6)) | xp.any(uniform < 0)
+        return CappedSimplex(masked(constraint.cap), constraint.total)
     if isinstance(constraint, Box):
-        return xp.any((0 * uniform + constraint.lower > 0 * uniform + constraint.upper) & passed)
-    return xp.any(uniform < 0)
+        return Box(masked(constraint.lower), masked(constraint.upper))
+    return constraint
 
 
 def _guarded(
@@ -305,8 +340,8 @@ def _guarded(
 ) -> Linear:
     """Return b' of the shortlist; the pool's mean is formed only if the gate is open.
 
-    With a shortlist the mean is estimated in two strata: the shortlist itself, and a systematic sample, in score order, of
-    an eighth as many as the pool from the rest.
+    With a shortlist the mean is estimated in two strata: the shortlist itself, and from the rest a systematic sample,
+    in score order, of an eighth as many as the pool.
     """
     zero = xp.zeros_like(b_all[0])
     if target_samples is None or cap == 0:
@@ -352,17 +387,13 @@ def _effective_size(xp: Any, weights: Any) -> Any:
 
 
 def _finite(xp: Any, x: Any) -> Any:
-    return xp.where(xp.isfinite(x), x, xp.zeros_like(x))
-
-
-def _wide(xp: Any, x: Any) -> Any:
-    return xp.float32 if xp.finfo(x.dtype).bits < 32 else x.dtype
+    return xp.where(xp.isfinite(x), x, 0.0)
 
 
 def _check_options(
     n: int,
     keep: Any,
-    filter: Any,  # noqa: A002
+    filter: Any,
     weight: Any,
     constraint: Any,
     ridge: Any,
@@ -387,8 +418,8 @@ def _check_options(
         raise TypeError(
             f"{what}: constraint is a {type(constraint).__name__}; expected NonNegative, Simplex, CappedSimplex or Box"
         )
-    if isinstance(ridge, (int, float)) and not ridge >= 0:
-        raise ValueError(f"{what}: ridge={ridge} must not be negative")
+    if isinstance(ridge, (int, float)) and not 0 <= ridge < float("inf"):
+        raise ValueError(f"{what}: ridge={ridge} must be finite and not negative")
     if not isinstance(cap, (int, float)) or not 0 <= cap <= 1:
         raise ValueError(f"{what}: guard={cap} must be a number in [0, 1]")
     if shortlist is None:
@@ -397,6 +428,6 @@ def _check_options(
         if not 0 < shortlist <= 1:
             raise ValueError(f"{what}: shortlist={shortlist} as a fraction must lie in (0, 1]")
         shortlist = -int(-n * shortlist // 1)
-    if not isinstance(shortlist, int) or shortlist < 1:
+    if not isinstance(shortlist, int) or isinstance(shortlist, bool) or shortlist < 1:
         raise ValueError(f"{what}: shortlist={shortlist!r} must be a count >= 1, a fraction in (0, 1], or None")
     return min(n, max(keep, shortlist))

@@ -50,7 +50,10 @@ def matrix(operator, shape):
                 out += (k[i, j] - k[j, i]) / (s[i] + s[j]) * np.outer(operator.u[:, i], operator.vt[j])
         e = e.reshape(shape)
         for i in range(len(s)):
-            out += np.outer(operator.u[:, i], (operator.u[:, i] @ e) @ (np.eye(shape[1]) - operator.vt.T @ operator.vt)) / s[i]
+            out += (
+                np.outer(operator.u[:, i], (operator.u[:, i] @ e) @ (np.eye(shape[1]) - operator.vt.T @ operator.vt))
+                / s[i]
+            )
             out += np.outer((np.eye(shape[0]) - operator.u @ operator.u.T) @ e @ operator.vt[i], operator.vt[i]) / s[i]
         columns.append(out.reshape(-1))
     return np.stack(columns, axis=1)

@@ -16,8 +16,11 @@ def orthonormal(rng, d, r=None):
     return np.linalg.qr(rng.normal(size=(d, d)))[0][:, : r or d]
 
 
-def records(rng, n, t=3, dtype=np.float64):
-    """One record of each kind; the tied parameter has three uses."""
+SMALL = ("linear", "wide", "table", "tied", "bias")
+
+
+def records(rng, n, t=3, dtype=np.float64, names=None):
+    """One record of each kind, or those in ``names``; the tied parameter has three uses."""
 
     def normal(*shape):
         return rng.normal(size=shape).astype(dtype)
@@ -25,7 +28,7 @@ def records(rng, n, t=3, dtype=np.float64):
     def tokens(size):
         return rng.integers(0, size, size=(n, t))
 
-    return {
+    every = {
         "linear": ftw.OuterProduct(normal(n, t, 5), normal(n, t, 4)),
         "tall": ftw.OuterProduct(normal(n, 1, 3), normal(n, 1, 6)),
         "wide": ftw.OuterProduct(normal(n, 2 * t, 6), normal(n, 2 * t, 3)),
@@ -42,6 +45,7 @@ def records(rng, n, t=3, dtype=np.float64):
             )
         ),
     }
+    return {name: every[name] for name in names or every}
 
 
 def shapes(gradients):
@@ -71,7 +75,10 @@ KINDS = ("scale", "diagonal", "kronecker", "kronecker-diagonal", "kronecker-mixe
 
 
 def geometry(rng, gradients, kind="diagonal"):
-    return {name: operator(rng, kind, shape) for name, shape in shapes(gradients).items()}
+    """Operators of one kind, or of all of them in turn if ``kind`` is a number: where to start."""
+    names = shapes(gradients)
+    kinds = [kind if isinstance(kind, str) else KINDS[(kind + i) % len(KINDS)] for i in range(len(names))]
+    return {name: operator(rng, k, shape) for k, (name, shape) in zip(kinds, names.items(), strict=True)}
 
 
 def target(rng, gradients, dtype=np.float64):
