@@ -1,0 +1,195 @@
+"""The geometry of an optax optimizer: its response to the next gradient, one operator a parameter.
+
+Any object with ``init`` and ``update`` will do. What is affine in the gradient entry by entry once its nonlinear factors are
+held (`ftw_jax._program` says how that is read off the update itself) gives `Scale` or `Diagonal`; Muon's orthogonalisation
+gives `Polar`. That covers chains, masks, partitions, injected hyper-parameters, accumulation over several steps, clipping and
+schedules, since all of them are part of the program that is read. Whatever else mixes entries is refused by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ftw import Diagonal, LinearUpdate, Polar, Scale
+from ftw.geometry import Operator
+
+from . import _names
+from ._program import Held, Known, Live, Unreadable, run
+
+__all__ = ["geometry", "is_psd", "linear_updates"]
+
+FLOOR = 1e-3
+"""Least singular value of Muon's momentum that counts, as a share of the largest: the response grows like its inverse."""
+
+
+def linear_updates(
+    tx: Any,
+    params: Any,
+    opt_state: Any,
+    *,
+    anticipate: Any,
+    damping: float = 0.0,
+    extra_args: Mapping[str, Any] | None = None,
+) -> dict[str, LinearUpdate]:
+    """Return the next change of each parameter as an affine function of the next gradient, ``-(offset + operator(g))``.
+
+    Parameters
+    ----------
+    tx : GradientTransformation
+        Anything with optax's ``update(grads, state, params)``.
+    params, opt_state : pytree
+        The parameters, of real floating dtypes, and the optimizer's state for them.
+    anticipate : pytree like params
+        The gradient a at which nonlinear factors are held: second moments (with a folded in), clipping norms, trust ratios.
+        With ``damping=0`` the affine function is exact at g = a.
+    damping : float
+        Added to each second-moment denominator as a multiple of its root mean square over the parameter.
+    extra_args : mapping, optional
+        Further arguments of ``tx.update``.
+
+    Returns
+    -------
+    dict of str to LinearUpdate
+        By keystr path. The operator is a `Scale`, `Diagonal` or `Polar`, zero for a parameter that the optimizer leaves alone and
+        in steps in which it changes nothing (a learning rate of zero, accumulation).
+
+    Raises
+    ------
+    TypeError
+        If the update of a parameter mixes its entries, or those of several parameters, or is nonlinear in its gradient beyond
+        factors that scale it; the message names the parameter and the operation.
+
+    Notes
+    -----
+    A few elementwise operations a parameter and one evaluation of the update. No matrix product, except a thin SVD for Muon.
+    """
+    return _read(tx, params, opt_state, anticipate, damping, extra_args, through_zero=False)
+
+
+def geometry(
+    tx: Any,
+    params: Any,
+    opt_state: Any,
+    *,
+    anticipate: Any,
+    damping: float = 0.1,
+    extra_args: Mapping[str, Any] | None = None,
+) -> dict[str, Operator]:
+    """Return the operators of `linear_updates`, looking through a factor of zero that all parameters share.
+
+    A selection does not depend on the overall length of the step, so that at a learning rate of zero (the first step of a
+    warm-up) and in the steps between which gradients are accumulated it is made with the response of the step to come.
+
+    Parameters and errors are those of `linear_updates`.
+    """
+    updates = _read(tx, params, opt_state, anticipate, damping, extra_args, through_zero=True)
+    return {name: update.operator for name, update in updates.items()}
+
+
+def is_psd(operators: Mapping[str, Operator]) -> Any:
+    """Tell whether every operator is positive semi-definite, as a 0-d boolean array."""
+    checks = []
+    for operator in operators.values():
+        if isinstance(operator, Diagonal):
+            checks.append(jnp.all(~(operator.values < 0)))
+        elif isinstance(operator, Scale):
+            checks.append(~(jnp.asarray(operator.value) < 0))
+    return jnp.all(jnp.stack(checks)) if checks else jnp.asarray(True)
+
+
+def _read(
+    tx: Any,
+    params: Any,
+    opt_state: Any,
+    anticipate: Any,
+    damping: float,
+    extra_args: Mapping[str, Any] | None,
+    *,
+    through_zero: bool,
+) -> dict[str, LinearUpdate]:
+    leaves, treedef = _names.flatten(params, what="params")
+    at = _names.like(anticipate, params, what="anticipate")
+    names = list(leaves)
+
+    def update(g: Any, state: Any, p: Any) -> Any:
+        changes, _ = tx.update(jax.tree.unflatten(treedef, g), state, p, **(extra_args or {}))
+        return treedef.flatten_up_to(changes)
+
+    program = jax.make_jaxpr(update)(list(at.values()), opt_state, params)
+    inputs: list[Any] = []
+    for leaf, a in enumerate(at.values()):
+        wide = jnp.promote_types(a.dtype, jnp.float32)
+        inputs.append(Live(a, leaf, jnp.ones((), wide), jnp.zeros((), bool)))
+    inputs += [Known(x, x if jnp.ndim(x) == 0 else None) for x in jax.tree.leaves((opt_state, params))]
+    outs = run(program, inputs, damping, orthogonal=_muon_leaves(opt_state, names, params))
+    for leaf, (name, out) in enumerate(zip(names, outs, strict=True)):
+        _check(name, leaf, out, leaves[name].shape, opt_state)
+    zeros = [out.zero for out in outs if isinstance(out, Live)]
+    nothing = jnp.all(jnp.stack(zeros)) if zeros and through_zero else jnp.asarray(False)
+    return {name: _update(out, a, nothing) for (name, a), out in zip(at.items(), outs, strict=True)}
+
+
+def _update(out: Any, a: Any, nothing: Any) -> LinearUpdate:
+    """Return the affine function that an output stands for; ``nothing`` (): all are zero and are to be looked through."""
+    if isinstance(out, Known):
+        return LinearUpdate(-out.value, Scale(0.0))
+    scale = -out.scale  # ()
+    if out.polar is not None:
+        u, s, vt = jnp.linalg.svd(out.polar, full_matrices=False)  # (d_out, r), (r,), (r, d_in)
+        scale = jnp.where(out.zero, jnp.where(nothing, jnp.abs(scale), 0), scale)
+        top = jnp.where(s[0] > 0, s[0], 1)
+        polar = Polar(u, jnp.maximum(s, FLOOR * top) / jnp.where(scale > 0, scale, jnp.inf), vt)
+        return LinearUpdate(-out.value - polar.apply(a), polar)
+    sign = jnp.where(jnp.sum(scale * (1 if out.values is None else out.values)) < 0, -1, 1)
+    scale = jnp.where(out.zero, jnp.where(nothing, sign * scale, 0), scale)
+    operator = Scale(scale) if out.values is None else Diagonal(scale * out.values)
+    return LinearUpdate(-out.value - operator.apply(a.astype(scale.dtype)), operator)
+
+
+def _check(name: str, leaf: int, out: Any, shape: tuple[int, ...], opt_state: Any) -> None:
+    """Raise if an output is not an affine function of the gradient of its own parameter."""
+    if isinstance(out, Known) or (isinstance(out, Live) and out.leaf == leaf and not out.swapped and out.value.shape == shape):
+        return
+    if isinstance(out, Unreadable):
+        why = f"goes through {out.reason!r}, which is not a scaling of its entries"
+    elif isinstance(out, Held):
+        why = "is a nonlinear function of its gradient, with no part that a factor scales"
+    else:
+        why = "depends on the gradient of another parameter, or on its own transposed"
+    raise TypeError(
+        f"geometry: the optimizer's update of {name} {why}; its states are {', '.join(_state_types(opt_state)) or 'empty'}. "
+        "Pass geometry=, a function (params, opt_state, gradient) -> {name: operator}, to state its response"
+    )
+
+
+def _state_types(opt_state: Any) -> list[str]:
+    """Return the names of the NamedTuples in a state that hold arrays, outermost first."""
+    found: dict[str, None] = {}
+
+    def visit(node: Any) -> None:
+        if hasattr(node, "_fields"):
+            found[type(node).__name__] = None
+        children = node.values() if isinstance(node, Mapping) else node if isinstance(node, (tuple, list)) else ()
+        for child in children:
+            visit(child)
+
+    visit(opt_state)
+    return [n for n in found if n not in ("MaskedNode", "EmptyState", "MaskedState", "PartitionState")]
+
+
+def _muon_leaves(opt_state: Any, names: list[str], params: Any) -> frozenset[int]:
+    """Return the numbers of the parameters for which a state of the type MuonState keeps a momentum."""
+    found: set[str] = set()
+
+    def visit(node: Any) -> None:
+        if type(node).__name__ == "MuonState":
+            found.update(jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_flatten_with_path(node.mu)[0])
+        children = node.values() if isinstance(node, Mapping) else node if isinstance(node, (tuple, list)) else ()
+        for child in children:
+            visit(child)
+
+    visit(opt_state)
+    return frozenset(i for i, name in enumerate(names) if name in found)
