@@ -42,7 +42,7 @@ class Guess(NamedTuple):
 
 def begin(xp: Any, p: Problem, z: Any, multiplier: Any, free: Any, above: Any, steps: Any, run: Any) -> Guess:
     """Return a guess to search from; where ``run`` (...) is False nothing will be done."""
-    far = math.inf if isinstance(steps, int) else xp.full_like(p.value, xp.inf)
+    far = math.inf if isinstance(steps, int) else xp.full_like(p.q[..., 0], xp.inf)
     return Guess(z, multiplier, free, above, 0 * steps + (p.q.shape[-1] + 1), far, steps + PATIENCE, run, steps)
 
 
@@ -90,10 +90,12 @@ def _exchange(xp: Any, p: Problem, g: Guess, fixed: tuple[Any, ...], max_steps: 
     wrong = int(xp.count_nonzero(flips)) if isinstance(g.steps, int) else xp.astype(xp.count_nonzero(flips, axis=-1), xp.int32)
     steps = g.steps + 1
     right = wrong == 0
+    # in double precision a residual of n roundings is far below what anyone can see in the objective, its square
+    enough = p.q.shape[-1] if xp.finfo(p.q.dtype).bits == 64 else 1
     residual: Any = math.inf
     done: Any = False
     if right is not False:
-        residual = _array.read(xp.max(xp.where(free, abs(slope) - noise, 0.0), axis=-1))  # (...)
+        residual = _array.read(xp.max(xp.where(free, abs(slope) - enough * noise, 0.0), axis=-1))  # (...)
         done = right & ((residual <= 0) | (residual > 0.5 * g.residual))
         residual = _array.pick(xp, right, residual, math.inf)
     deadline = _array.pick(xp, right | (wrong < g.wrong), steps + PATIENCE, g.deadline)

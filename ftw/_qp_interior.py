@@ -61,7 +61,7 @@ def interior(xp: Any, p: Problem, steps: Any, run: Any, max_steps: int, tol: flo
     else:
         z = xp.where(below & above, 0.5 * (lower + upper), xp.where(above, upper - 1, xp.where(below, lower + 1, zero)))
     slope = product(xp, p.M, z) - p.q
-    multiplier = xp.zeros_like(p.value)
+    multiplier = xp.zeros_like(p.q[..., 0])
     if total is not None:
         multiplier = dot(xp, p.normal, slope) / dot(xp, p.normal, p.normal)
         slope = slope - multiplier[..., None] * p.normal

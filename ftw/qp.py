@@ -112,31 +112,45 @@ def _repaired(xp: Any, w: Any, limits: Limits) -> Any:
 def _solve(
     xp: Any, p: Problem, run: Any, steps: Any, start: Any, tol: Any, max_steps: int
 ) -> tuple[Any, Any, tuple[Any, Any, Any]]:
-    """Return z (..., n), the steps taken (...), and the certificate of z: objective, residual, gap (...)."""
-    guess = search(xp, p, _first(xp, p, run, steps, start), max_steps)
-    certified = certificate(xp, p, guess.z, guess.multiplier)
-    found = (guess.z, guess.steps, certified)
-    run = run & (_certified(xp, p.q, certified[1], certified[2], tol) ^ True)
+    """Return z (..., n), the steps taken (...), and the certificate of z: objective, residual, gap (...).
 
-    def cross(found: tuple[Any, ...], run: Any) -> tuple[Any, ...]:
-        """The exchange cycles: cross by the interior, and exchange again from there."""
-        z, steps, certified = found
-        path = interior(xp, p, steps, run, max_steps, 1e-14 if xp.finfo(p.q.dtype).bits == 64 else 1e-6)
-        crossed, free, above = rounded(xp, p, path)
-        second = certificate(xp, p, crossed, path.multiplier)
-        again = begin(xp, p, crossed, path.multiplier, free, above, path.steps, run)
-        again = search(xp, p, again, max_steps)
-        third = certificate(xp, p, again.z, again.multiplier)
-        for point, proof in ((crossed, second), (again.z, third)):
-            better = run & (proof[1] + proof[2] < certified[1] + certified[2])
-            z, *certified = keep(xp, better, (point, *proof), (z, *certified))
-        return z, again.steps, tuple(certified)
+    One round exchanges. Where that does not end in a certified point, it also crosses the set by its interior, and a second
+    round exchanges again from the other end. The best point of all is kept.
+    """
 
-    def stay(found: tuple[Any, ...], run: Any) -> tuple[Any, ...]:
-        return found
+    def better(run: Any, z: Any, proof: Any, other: Any, multiplier: Any) -> tuple[Any, Any]:
+        new = certificate(xp, p, other, multiplier)
+        gain = run & (new[1] + new[2] < proof[1] + proof[2])
+        z, *proof = keep(xp, gain, (other, *new), (z, *proof))
+        return z, tuple(proof)
 
-    z, steps, certified = _loops.cond(run if isinstance(run, bool) else xp.any(run), cross, stay, found, run)
-    return z, steps, certified
+    def keep_going(state: tuple[Any, ...]) -> Any:
+        going = state[0].going
+        return going if isinstance(going, bool) else xp.any(going)
+
+    def round_(state: tuple[Any, ...]) -> tuple[Any, ...]:
+        guess, z, proof, fresh = state
+        guess = search(xp, p, guess, max_steps)
+        z, proof = better(run, z, proof, guess.z, guess.multiplier)
+        left = fresh & (_certified(xp, p.q, proof[1], proof[2], tol) ^ True) & (guess.steps < max_steps)
+        needed = left if isinstance(left, bool) else xp.any(left)
+        guess, z, proof = _loops.cond(needed, cross, stay, guess, z, proof, left)
+        return guess, z, proof, fresh & False
+
+    def cross(guess: Guess, z: Any, proof: Any, left: Any) -> tuple[Any, ...]:
+        path = interior(xp, p, guess.steps, left, max_steps, 1e-14 if xp.finfo(p.q.dtype).bits == 64 else 1e-6)
+        point, free, above = rounded(xp, p, path)
+        z, proof = better(left, z, proof, point, path.multiplier)
+        return begin(xp, p, point, path.multiplier, free, above, path.steps, left & (path.steps < max_steps)), z, proof
+
+    def stay(guess: Guess, z: Any, proof: Any, left: Any) -> tuple[Any, ...]:
+        return guess, z, proof
+
+    guess = _first(xp, p, run, steps, start)
+    far = math.inf if isinstance(run, bool) else xp.full_like(p.q[..., 0], xp.inf)
+    state = (guess, guess.z, (far, far, far), run)
+    guess, z, proof, _ = _loops.while_loop(keep_going, round_, state)
+    return z, guess.steps, proof
 
 
 def _first(xp: Any, p: Problem, run: Any, steps: Any, start: Any) -> Guess:
