@@ -49,7 +49,7 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         """Deliver (x, g); return g W."""
         x, weight = ctx.saved_tensors
-        ctx.use.deliver(x, g)
+        ctx.use.deliver(x.detach(), g)  # without the history of x, which holds this node: a cycle that is never freed
         return (g @ weight if ctx.needs_input_grad[0] else None), None, None, None, None
 
 
@@ -193,7 +193,7 @@ class _LayerNorm(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         """Deliver (g, normalised x); return x's gradient."""
         x, mean, rstd, weight, bias = ctx.saved_tensors
-        ctx.use(g, (x - mean) * rstd)
+        ctx.use(g, (x.detach() - mean.detach()) * rstd.detach())
         dx = None
         if ctx.needs_input_grad[0]:
             mask = [True, False, False]
