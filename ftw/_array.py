@@ -32,6 +32,7 @@ __all__ = [
     "scatter",
     "segment_sum",
     "solve_positive",
+    "submatrix",
     "true_indices",
     "widen",
 ]
@@ -189,17 +190,26 @@ def pick(xp: Any, condition: Any, a: Any, b: Any) -> Any:
 
 def true_indices(xp: Any, mask: Any, count: int) -> Any:
     """Return the indices (count,) at which the eager mask (n,) is true, given how many there are."""
+    if compat.is_array_api_strict_namespace(xp):  # where shapes must not depend on data
+        return xp.argsort(xp.astype(~mask, xp.uint8), stable=True)[:count]
+    return xp.nonzero(mask)[0]
+
+
+def submatrix(xp: Any, A: Any, indices: Any) -> Any:
+    """Return the rows and columns ``indices`` (k,) of A (n, n): (k, k)."""
     if compat.is_numpy_namespace(xp):
-        return xp.nonzero(mask)[0]
-    return xp.argsort(xp.astype(~mask, xp.uint8), stable=True)[:count]
+        return A[indices[:, None], indices]
+    return xp.take(xp.take(A, indices, axis=0), indices, axis=1)
 
 
 def scatter(xp: Any, values: Any, indices: Any, n: int) -> Any:
     """Return zeros (n,) with ``values`` (k,) at distinct ``indices`` (k,); eager."""
-    if compat.is_numpy_namespace(xp) or compat.is_torch_namespace(xp):
-        out = xp.zeros(n, dtype=values.dtype, device=values.device)
+    if compat.is_numpy_namespace(xp):
+        out = xp.zeros(n, dtype=values.dtype)
         out[indices] = values
         return out
+    if compat.is_torch_namespace(xp):
+        return values.new_zeros(n).index_copy_(0, indices, values)
     hit = xp.arange(n, device=device(values))[:, None] == indices[None, :]  # (n, k)
     return xp.astype(hit, values.dtype) @ values
 
@@ -216,7 +226,9 @@ def solve_positive(xp: Any, A: Any, B: Any) -> Any:
     if compat.is_torch_namespace(xp):
         torch = sys.modules["torch"]
         factor, failed = torch.linalg.cholesky_ex(A)
-        return torch.cholesky_solve(B, torch.where((failed > 0)[..., None, None], torch.nan, factor))
+        if failed.ndim or failed.item():
+            factor = torch.where((failed > 0)[..., None, None], torch.nan, factor)
+        return torch.cholesky_solve(B, factor)
     if compat.is_jax_namespace(xp):
         factor = xp.linalg.cholesky(A)
         return sys.modules["jax"].scipy.linalg.cho_solve((factor, True), B)

@@ -129,7 +129,7 @@ def _solve(xp: Any, p: Problem, g: Guess) -> tuple[Any, Any, Any]:
         A = p.shifted
         if size < n:
             index = _array.true_indices(xp, free, size)  # (f,)
-            A = A[index[:, None], index[None, :]]  # (f, f)
+            A = _array.submatrix(xp, A, index)  # (f, f)
             right, normal = xp.take(right, index), xp.take(normal, index)
     else:
         if total is not None:

@@ -142,17 +142,17 @@ def field(xp: Any, name: str, value: Any, like: Any, shape: tuple[int, ...]) -> 
 
 def finite(xp: Any, limits: Limits) -> Any:
     """Tell whether the set is made of numbers: no NaN among the bounds, a finite total; booleans (...)."""
-    good = xp.all(limits.lower == limits.lower, axis=-1)  # NaN alone differs from itself
-    if limits.upper is not None:
-        good = good & xp.all(limits.upper == limits.upper, axis=-1)
+    good = limits.lower[..., 0] == 0 if limits.upper is None else ~xp.any(
+        xp.isnan(limits.lower) | xp.isnan(limits.upper), axis=-1
+    )
     return good if limits.total is None else good & xp.isfinite(limits.total)
 
 
 def feasible(xp: Any, limits: Limits) -> Any:
     """Tell whether the set has a point, up to the rounding of the sums; booleans (...)."""
     lower, upper, total = limits
-    if upper is None:  # zero is the lower bound
-        return xp.all(lower <= 0, axis=-1) if total is None else total >= 0
+    if upper is None:  # the lower bound is zero
+        return lower[..., 0] == 0 if total is None else total >= 0
     good = xp.all((lower <= upper) & (lower < xp.inf) & (upper > -xp.inf), axis=-1)
     if total is None:
         return good

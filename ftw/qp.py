@@ -55,7 +55,7 @@ def solve_qp(
     """Minimise ``1/2 w'(gram + ridge I)w - linear'w`` over a constraint set."""
     xp, K, c, limits, ridge, tol, start = _checked(gram, linear, constraint, ridge, tol, max_steps, start)
     read, pick = _array.read, _array.pick
-    is_finite = xp.all(xp.isfinite(K), axis=(-2, -1)) & xp.all(xp.isfinite(c), axis=-1) & finite(xp, limits)
+    is_finite = xp.all(xp.isfinite(K), axis=(-2, -1)) & xp.all(xp.isfinite(c), axis=-1) & finite(xp, limits)  # (...)
     is_finite = read(is_finite & (math.isfinite(ridge) if isinstance(ridge, float) else xp.isfinite(ridge)))
     is_feasible = read(feasible(xp, limits))
     good = is_finite & is_feasible  # (...)
