@@ -57,6 +57,7 @@ __all__ = ["NonNegative", "QPSolution", "solve_qp"]
 
 Array = Any
 
+SOLVED = 1e-8  # the natural residual that a solution may have
 INDEFINITE = 1e-6  # an eigenvalue below -INDEFINITE * n of the unit-diagonal matrix is more than rounding
 FLAT = 1e-14  # eigenvalues below FLAT * n of the unit-diagonal matrix count as zero
 SLOPE = 1e-13  # slopes below SLOPE * (the size of the terms they are made of) count as zero
@@ -117,7 +118,7 @@ def solve_qp(
     )
     w = tidy(x / d, box)  # (n,)
     objective, kkt, gap = certificate(H, c, w, box)
-    return QPSolution(w, objective, kkt, gap, steps, Status.OK if done else Status.MAX_STEPS)
+    return QPSolution(w, objective, kkt, gap, steps, Status.OK if done and kkt <= SOLVED else Status.MAX_STEPS)
 
 
 @jit
@@ -158,7 +159,7 @@ def active_set(
     x = start.copy()  # (n,)
     free = (lower < x) & (x < upper)  # (n,)
     size = np.abs(H)  # (n, n)
-    stalled = 0  # steps of length zero in a row
+    stalled = 0  # steps in a row that led nowhere
     refined = False  # whether the last Newton step only removed the rounding of the one before
     i: Any
     hit: Any
@@ -180,8 +181,11 @@ def active_set(
                     hit = i
             if length == np.inf:
                 return x, steps, False  # f falls forever
-            stalled = stalled + 1 if length == 0.0 else 0
+            moved = length * np.max(np.abs(step)) > 1e-15 * np.max(np.abs(x))
+            stalled = 0 if moved else stalled + 1
             x += length * step
+            if stalled > 4 * n:
+                return x, steps, True  # rounding, not f, decides what is left: the certificate says how much
             if hit >= 0:
                 x[hit] = upper[hit] if step[hit] > 0 else lower[hit]
                 free[hit] = False

@@ -7,11 +7,12 @@ There, one coordinate joins or leaves the free set F at a time, and every step s
 
 1. **A good first guess.** A few projected gradient steps, with Barzilai and Borwein's step length and an exact line
    search, find most of F. A warm start takes F from the weights of the problem before.
-2. **Newton on a whole guess.** Solve for the minimum on F, the rest held at their bounds; then move *all* coordinates that
-   break a bound to that bound, and free *all* that are held against their will. Usually three or four rounds end it
-   (a primal-dual active set). The number of offenders is watched: when it stops falling, step 3 takes over.
-3. **The safe method.** From the nearest feasible point, the active-set method of ``qp.py`` with the offenders added in
-   blocks: walk to the first bound, drop what hits it; at the minimum on F, add the worst offenders. f falls in each step.
+2. **Newton on a whole guess.** Solve for the minimum on F, the rest held at their bounds; then move *all* coordinates
+   that break a bound to that bound, and free *all* that are held against their will. Usually three or four rounds end
+   it (a primal-dual active set). The number of offenders is watched: when it stops falling, step 3 takes over.
+3. **The safe method.** From the nearest feasible point, the active-set method of ``qp.py`` with the offenders added
+   in blocks: walk to the first bound, drop what hits it; at the minimum on F, add the worst offenders. f falls in
+   each step.
 
 **The linear algebra.** H_FF = L L' is kept as a Cholesky factor whose rows follow the order in which the coordinates
 came. New coordinates are new rows; one that leaves is rotated out; the rows before it stay as they are.
@@ -159,15 +160,17 @@ def solve(
     """
     n = c.shape[0]
     w = np.empty(n)  # (n,)
-    l, u = np.empty(n), np.empty(n)  # (n,)
+    low, high = np.empty(n), np.empty(n)  # (n,)
     for i in range(n):
-        l[i] = lower[i if lower.shape[0] > 1 else 0]
-        u[i] = upper[i if upper.shape[0] > 1 else 0]
+        low[i] = lower[i if lower.shape[0] > 1 else 0]
+        high[i] = upper[i if upper.shape[0] > 1 else 0]
     d, reach = np.empty(n), np.empty(n)  # (n,)
     A = np.empty((n, n))
     status = scale(K, c, ridge, A, d, reach)
     if status == 0:
-        status = check(l, u, total, has_total)
+        status = check(low, high, total, has_total)
+    if status == 0 and not is_psd(A, 1e-6 * n):
+        status = 4
     if status != 0:
         w[:] = np.nan
         return w, np.nan, np.nan, np.nan, 0, status
@@ -176,12 +179,17 @@ def solve(
     for i in range(n):
         q[i] = c[i] / d[i]
         a[i] = 1.0 / d[i] if has_total else 0.0
-        lo[i], up[i] = l[i] * d[i], u[i] * d[i]
+        lo[i], up[i] = low[i] * d[i], high[i] * d[i]
     x, g = np.empty(n), np.empty(n)  # (n,)
     side = np.empty(n, np.int8)  # (n,): LOWER, FREE or UPPER
-    if start.shape[0] == n:
+    warm = start.shape[0] == n
+    for i in range(start.shape[0]):
+        warm = warm and np.isfinite(start[i])  # weights that are no weights are no help
+    if warm:
         for i in range(n):
             x[i] = min(max(start[i] * d[i], lo[i]), up[i])
+            if up[i] < np.inf and up[i] - x[i] <= 1e-12 * abs(up[i]):
+                x[i] = up[i]
         gradient(A, x, q, g)
     else:
         guess(A, q, a, lo, up, total, has_total, x, g)
@@ -193,12 +201,14 @@ def solve(
         w[:] = np.nan
         return w, np.nan, np.nan, np.nan, steps, status
     for i in range(n):
-        w[i] = l[i] if side[i] == LOWER else (u[i] if side[i] == UPPER else min(max(x[i] / d[i], l[i]), u[i]))
-    tidy(w, l, u, total, has_total)
+        w[i] = low[i] if side[i] == LOWER else (high[i] if side[i] == UPPER else min(max(x[i] / d[i], low[i]), high[i]))
+    tidy(w, low, high, total, has_total)
     for i in range(n):
         x[i] = w[i] * d[i]
     gradient(A, x, q, g)
-    f, kkt, gap = certificate(w, x, g, q, d, l, u, total, has_total, reach)
+    f, kkt, gap = certificate(w, x, g, q, d, low, high, total, has_total, reach)
+    if not kkt <= 1e-8:
+        status = 5
     return w, f, kkt, gap, steps, status
 
 
@@ -214,55 +224,83 @@ def scale(K: Array, c: Array, ridge: float, A: Array, d: Array, reach: Array) ->
         top = max(top, K[i, i] + ridge)
     bad = ridge * 0.0
     for i in range(n):
-        d[i] = np.sqrt(max(K[i, i] + ridge, 1e-20 * top)) if top > 0.0 else 1.0
-        reach[i] = 1.0 / d[i]
+        d[i] = 1.0 / np.sqrt(max(K[i, i] + ridge, 1e-20 * top)) if top > 0.0 else 1.0
         bad += c[i] * 0.0
     if bad != 0.0:
         return 2
-    largest = 0.0
     for i in range(n):
+        total = 0.0
         for j in range(n):
-            A[i, j] = K[i, j] * reach[j] * reach[i]
-    for i in range(n):
-        most = 0.0
-        for j in range(n):
-            bad += A[i, j] * 0.0
-            most = max(most, abs(A[i, j]))
-        A[i, i] += ridge * reach[i] * reach[i]
-        largest = max(largest, most)
-        if A[i, i] < -1e-6 * n:
-            largest = np.inf
+            total += abs(K[i, j])
+            A[i, j] = K[i, j] * d[j] * d[i]
+        bad += total * 0.0
+        A[i, i] += ridge * d[i] * d[i]
+        reach[i] = total + ridge
     if bad != 0.0:
         return 2
-    if largest > 1.0 + 1e-6 * n:  # |K_ij| > sqrt(K_ii K_jj): a 2 x 2 minor is negative
-        return 4
     skew = 0.0
-    for i in range(n):
-        for j in range(i):
-            skew = max(skew, abs(A[i, j] - A[j, i]))
-    if skew > 1e-15:
+    for top_row in range(0, n, 32):  # in tiles, for the sake of the cache
+        for left in range(0, top_row + 1, 32):
+            for i in range(top_row, min(top_row + 32, n)):
+                for j in range(left, min(left + 32, i)):
+                    skew += abs(K[i, j] - K[j, i])
+    if skew > 0.0:
         for i in range(n):
             for j in range(i):
                 A[i, j] = A[j, i] = 0.5 * (A[i, j] + A[j, i])
     for i in range(n):
-        total = 0.0
-        for j in range(n):
-            total += abs(A[i, j]) * d[j]
-        reach[i] = total * d[i]
+        d[i] = 1.0 / d[i]
     return 0
 
 
 @jit_fast
-def check(l: Array, u: Array, total: float, has_total: bool) -> int:
+def is_psd(A: Array, shift: float) -> bool:
+    """Tell whether A + shift I (n, n) has a Cholesky factor U'U: eight rows at a time, in blocks when large."""
+    n = A.shape[0]
+    M = A.copy()
+    block = n if n <= 96 else 32
+    for first in range(0, n, block):
+        end = min(first + block, n)
+        for j in range(first, end, 8):
+            e = min(j + 8, end)
+            for r in range(j, e):
+                pivot = M[r, r] + shift
+                if not pivot > 0.0:
+                    return False
+                inverse = 1.0 / np.sqrt(pivot)
+                for m in range(r, n):
+                    M[r, m] *= inverse
+                for i in range(r + 1, e):
+                    f0 = M[r, i]
+                    for m in range(i, n):
+                        M[i, m] -= f0 * M[r, m]
+            if e - j < 8:
+                break
+            for i in range(e, end):
+                f0, f1, f2, f3 = M[j, i], M[j + 1, i], M[j + 2, i], M[j + 3, i]
+                f4, f5, f6, f7 = M[j + 4, i], M[j + 5, i], M[j + 6, i], M[j + 7, i]
+                for m in range(i, n):
+                    half = f0 * M[j, m] + f1 * M[j + 1, m] + f2 * M[j + 2, m] + f3 * M[j + 3, m]
+                    rest = f4 * M[j + 4, m] + f5 * M[j + 5, m] + f6 * M[j + 6, m] + f7 * M[j + 7, m]
+                    M[i, m] -= half + rest
+        for left in range(end, n, 128):
+            right = min(left + 128, n)
+            rows = np.ascontiguousarray(M[first:end, left:])  # (block, n - left)
+            M[left:right, left:] -= np.dot(np.ascontiguousarray(rows[:, : right - left].T), rows)
+    return True
+
+
+@jit_fast
+def check(low: Array, high: Array, total: float, has_total: bool) -> int:
     """Return the status that the bounds (n,) and the total decide."""
     least, most = 0.0, 0.0
-    for i in range(l.shape[0]):
-        if np.isnan(l[i]) or np.isnan(u[i]):
+    for i in range(low.shape[0]):
+        if np.isnan(low[i]) or np.isnan(high[i]):
             return 2
-        if l[i] > u[i] or l[i] == np.inf or u[i] == -np.inf:
+        if low[i] > high[i] or low[i] == np.inf or high[i] == -np.inf:
             return 3
-        least += l[i]
-        most += u[i]
+        least += low[i]
+        most += high[i]
     if has_total:
         if not np.isfinite(total):
             return 2
@@ -486,7 +524,7 @@ def active_set(
     side: Array,
     limit: int,
 ) -> tuple[int, int]:
-    """Move x (n,) to the minimum, from a guess with the gradient g (n,) and the sides (n,); return rounds and status."""
+    """Move x (n,) to the minimum, from a guess with its gradient g and sides (n,); return rounds and status."""
     n = x.shape[0]
     F = np.empty(n, np.int64)  # (n,): the free coordinates, in the order of the rows of L
     L = np.empty((n, n))
@@ -569,10 +607,14 @@ def active_set(
             else:
                 y[i] = 0.0
         if out + wrong == 0:
-            weak = 0.0  # the largest inverted pivot
+            gradient(A, x, q, g)  # without the rounding that the moves have left in it
+            weak, rough = 0.0, 0.0  # the largest inverted pivot; what the slopes left on F add to the gap
             for i in range(k):
                 weak = max(weak, L[i, i])
-            if (weak < 100.0 or gain <= 1e-14 * scale) and size <= 10.0 * largest:
+                slope = abs(g[F[i]] + multiplier * a[F[i]])
+                rough = max(rough, slope * total / a[F[i]] if has_total else slope * largest * k)
+            small = weak < 100.0 or gain <= 1e-14 * scale
+            if small and size <= 10.0 * largest and (rough <= 1e-11 * scale or refined >= 3):
                 return step + 1, 0 if fine else 4
             refined += 1
             if refined > 60:
@@ -683,23 +725,25 @@ def price(g: Array, a: Array, lo: Array, up: Array, side: Array) -> float:
 
 
 @jit_fast
-def tidy(w: Array, l: Array, u: Array, total: float, has_total: bool) -> None:
+def tidy(w: Array, low: Array, high: Array, total: float, has_total: bool) -> None:
     """Move the rounding error of the sum of w (n,) to where there is room, in proportion to the weights."""
     if not has_total:
         return
-    for _ in range(3):
+    for turn in range(4):
         left, room = total, 0.0
         for i in range(w.shape[0]):
             left -= w[i]
         if left == 0.0:
             return
         for i in range(w.shape[0]):
-            room += min(abs(w[i]), u[i] - w[i] if left > 0.0 else w[i] - l[i])
+            if turn == 3 or low[i] < w[i] < high[i]:  # a weight on its bound stays there while others have room
+                room += min(abs(w[i]), high[i] - w[i] if left > 0.0 else w[i] - low[i])
         if room <= 0.0:
-            return
+            continue
         for i in range(w.shape[0]):
-            share = min(abs(w[i]), u[i] - w[i] if left > 0.0 else w[i] - l[i]) / room
-            w[i] = min(max(w[i] + left * share, l[i]), u[i])
+            if turn == 3 or low[i] < w[i] < high[i]:
+                share = min(abs(w[i]), high[i] - w[i] if left > 0.0 else w[i] - low[i]) / room
+                w[i] = min(max(w[i] + left * share, low[i]), high[i])
 
 
 @jit_fast
@@ -709,8 +753,8 @@ def certificate(
     g: Array,
     q: Array,
     d: Array,
-    l: Array,
-    u: Array,
+    low: Array,
+    high: Array,
     total: float,
     has_total: bool,
     reach: Array,
@@ -732,10 +776,10 @@ def certificate(
     for i in range(n):
         v[i] = w[i] - g[i] * d[i] / L
     if has_total:
-        cut(v, one, l, u, total, 0.0, p)
+        cut(v, one, low, high, total, 0.0, p)
     else:
         for i in range(n):
-            p[i] = min(max(v[i], l[i]), u[i])
+            p[i] = min(max(v[i], low[i]), high[i])
     kkt = 0.0
     for i in range(n):
         kkt = max(kkt, abs(w[i] - p[i]))
@@ -746,8 +790,8 @@ def certificate(
         # The least g'v over the set: the cheapest coordinates filled first.
         left = total
         for i in range(n):
-            gap += g[i] * d[i] * (w[i] - l[i])
-            left -= l[i]
+            gap += g[i] * d[i] * (w[i] - low[i])
+            left -= low[i]
         used = np.zeros(n, np.bool_)
         while left > 0.0:
             best = -1
@@ -757,12 +801,12 @@ def certificate(
             if best < 0:
                 break
             used[best] = True
-            amount = min(left, u[best] - l[best])
+            amount = min(left, high[best] - low[best])
             gap -= amount * g[best] * d[best]
             left -= amount
     else:
         for i in range(n):
-            bound = l[i] if g[i] > 0.0 else u[i]
+            bound = low[i] if g[i] > 0.0 else high[i]
             if not np.isfinite(bound):
                 bound = w[i] - width / d[i] if g[i] > 0.0 else w[i] + width / d[i]
             gap += g[i] * d[i] * (w[i] - bound)
