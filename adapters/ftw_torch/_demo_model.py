@@ -43,10 +43,10 @@ class GPT(nn.Module):
     length : int
         Positions, at most.
     width, heads, layers : int
-        Size of the model: 72,000 parameters by default, with ``length=64``.
+        Size of the model: 35,712 parameters by default, with ``length=64``.
     """
 
-    def __init__(self, length: int, width: int = 48, heads: int = 4, layers: int = 2) -> None:
+    def __init__(self, length: int, width: int = 32, heads: int = 2, layers: int = 2) -> None:
         super().__init__()
         self.tokens, self.positions = nn.Embedding(256, width), nn.Embedding(length, width)
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))

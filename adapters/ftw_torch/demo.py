@@ -134,7 +134,7 @@ def adapt(
             step,
             picked=report.describe(indices, weights, **columns),
             pool=Counter(columns["source"]),
-            seconds={"choosing": selected - began, "update": ended - selected},
+            seconds={"gradient": selected - began, "update": ended - selected},
             **chosen,
         )
         bar.update()
@@ -238,7 +238,7 @@ def main(given: Sequence[str] | None = None) -> int:
     options = arguments(given)
     began = time.perf_counter()
     threads = torch.get_num_threads()
-    torch.set_num_threads(min(4, threads))  # the matrices are small
+    torch.set_num_threads(1)  # the matrices are small; and results do not depend on the machine's cores
     try:
         corpus = read_corpus(options)
         with tempfile.TemporaryDirectory() as folder:
