@@ -34,7 +34,7 @@ __all__ = ["main"]
 
 LENGTH = 65  # bytes in a sample
 TARGETS = 24  # target samples
-TESTS = 256  # test samples
+TESTS = 128  # test samples
 SHARES = {"domain": 0.10, "shuffled": 0.25, "copied": 0.20}  # of a pool
 RANDOM, TOP_K, METHOD = "random", "top-k", "Filter-then-Weight"
 
