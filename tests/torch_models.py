@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 import torch.nn.functional as F
+from ftw_torch import batches
+from ftw_torch.capture import Capture
+from ftw_torch.records import join, seen
 from torch import nn
+
+import ftw
 
 
 class GPT(nn.Module):
@@ -69,3 +76,50 @@ def per_sample_gradients(model, loss, batch, take):
         for (name, p), g in zip(parameters.items(), grads, strict=True):
             rows[name].append(torch.zeros_like(p) if g is None else g)
     return {name: torch.stack(row) for name, row in rows.items()}
+
+
+def errors(model, loss, batch, take=None, *, slow=None, seed=7):
+    """Relative errors of scores, Gram matrix and weighted gradient from captured factors, against `per_sample_gradients`.
+
+    The geometry and target are random; ``slow`` collects the parameters left to per-sample autograd.
+    """
+    take = take or (lambda batch, i: batches.take(batch, torch.tensor([i])))
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    n = batches.size(batch, "batch")
+    rng = torch.random.get_rng_state()
+    with Capture(parameters, n, [x for _, x in batches.leaves(batch)], slow=slow) as capture:
+        found = capture.backward(loss(model, batch))
+    records = join([found], [n], parameters)
+    torch.random.set_rng_state(rng)
+    explicit = per_sample_gradients(model, loss, batch, take)
+    generator = torch.Generator().manual_seed(seed)
+    flat = {name: g.reshape(n, *seen(g.shape[1:])) for name, g in explicit.items()}
+    draw = {name: torch.rand(g.shape[1:], generator=generator, dtype=g.dtype) for name, g in flat.items()}
+    goal = {name: torch.randn(g.shape[1:], generator=generator, dtype=g.dtype) for name, g in flat.items()}
+    metric = {name: ftw.Diagonal(d + 0.1) for name, d in draw.items()}
+    weights = torch.rand(n, generator=generator, dtype=next(iter(flat.values())).dtype)
+    rows = torch.cat([g.reshape(n, -1) for g in flat.values()], 1).double()  # (n, p)
+    p = torch.cat([(d + 0.1).reshape(-1) for d in draw.values()]).double()  # (p,)
+    g_t = torch.cat([g.reshape(-1) for g in goal.values()]).double()  # (p,)
+    ours = ftw.combine(records, weights)
+    pairs = {
+        "scores": (ftw.scores(records, goal, metric), rows @ (p * g_t)),
+        "gram": (ftw.gram(records, metric), rows @ (p * rows).T),
+        "update": (torch.cat([ours[name].reshape(-1) for name in flat]), weights.double() @ rows),
+    }
+    return {what: float((a.double() - b).norm() / b.norm()) for what, (a, b) in pairs.items()}
+
+
+def assert_exact(model, loss, batch, take=None, *, slow=(), dtype=torch.float32):
+    """Scores to 1e-5, Gram matrix and update to 1e-6 (float64: 1e-10); ``slow`` names what is left to autograd."""
+    found = {}
+    with warnings.catch_warnings():
+        if slow:
+            warnings.filterwarnings("ignore", ".* enters .*, for which there is no rule")
+        error = errors(model, loss, batch, take, slow=found)
+    assert set(found) == set(slow), found
+    single = dtype == torch.float32
+    assert error["scores"] < (1e-5 if single else 1e-10), error
+    assert error["gram"] < (1e-6 if single else 1e-10), error
+    assert error["update"] < (1e-6 if single else 1e-10), error
+    return error

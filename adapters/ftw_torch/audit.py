@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import ftw
 import torch
 from torch import Tensor, nn
+
+import ftw
 
 from . import batches
 from .records import join

@@ -3,30 +3,40 @@
 While a `Capture` is active it sees each function of PyTorch that a trainable parameter enters, whoever calls it: a module,
 a functional call with a tied weight, a wrapper such as LoRA. Functions with a rule (``layers.py``) are replaced by ones that
 do the same forward, skip the weight's gradient in the backward, and hand over the layer's input and output gradient instead.
-A parameter that enters a function without a rule is left to autograd, one sample at a time: slow, exact, and said once.
+Two things are kept track of: where the samples are in a tensor (``layout.py``), and which tensors are made of parameters alone
+(``derived.py``). A parameter that enters a function without a rule is left to autograd, one sample at a time: slow, exact,
+and said once.
 
 Nothing is installed on the model: leaving the ``with`` block, by an exception too, leaves it as it was.
 """
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
 import torch
-from ftw import Dense
-from ftw.gradients import Record
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .records import merge
+from ftw import Dense
+from ftw.gradients import Record
+
+from . import layout
+from .backprop import gradients, has_reentrant
+from .derived import Aligned, Derived, Key, pull_of, written_out
+from .layout import Layout, Scattered
+from .records import merge, seen
 
 __all__ = ["Capture", "refuse_coupled_layers", "trainable"]
 
 Sink = Callable[[str, Record], None]
+
+_serial = itertools.count()
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -42,6 +52,11 @@ def refuse_coupled_layers(model: nn.Module) -> None:
                 f"{type(module).__name__} {name!r} in training mode couples the samples of a batch, so that a sample has "
                 "no gradient of its own; call .eval() on it or replace it, by GroupNorm for example"
             )
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.scale_grad_by_freq:
+            raise ValueError(
+                f"{type(module).__name__} {name!r} has scale_grad_by_freq=True, which divides a sample's gradient by counts "
+                "over the whole batch; set it to False"
+            )
 
 
 class Capture(TorchFunctionMode):
@@ -54,8 +69,8 @@ class Capture(TorchFunctionMode):
     samples : int
         Number n of samples in the batch.
     batch : sequence of tensor
-        The batch's tensors: what is computed from them belongs to samples; what is not (position numbers) is shared by all
-        and is repeated for each before it meets a parameter.
+        The batch's tensors, samples on axis 0: what is computed from them belongs to samples; what is not (position numbers)
+        is shared by all.
     slow : dict of str to str
         Parameters left to per-sample autograd, with the function to blame; grows by those that enter one without a rule.
     sink : callable, optional
@@ -81,12 +96,17 @@ class Capture(TorchFunctionMode):
         self.parts: dict[str, list[Record]] = defaultdict(list)
         self.anchor = torch.zeros((), requires_grad=True)  # makes every layer's output part of the graph
         self.open = False
-        self._names = {id(p): name for name, p in self.parameters.items()}
+        self._serial = next(_serial)
         self._rules = layers.RULES
-        self._leaves: list[tuple[str, Tensor]] = []  # per-sample copies of small parameters
+        self._keys: dict[int, tuple[Key, Tensor]] = {id(p): (name, p) for name, p in self.parameters.items()}
+        self._standins: dict[
+            str, Tensor
+        ] = {}  # enter functions without a rule, so that the parameter itself never does
+        self._leaves: list[tuple[Key, Tensor, int | None]] = []  # per-sample copies of small parameters
         self._entered: dict[str, str] = {}  # what entered a function without a rule
-        self._mine = {id(x) for x in batch}
-        self._batch = list(batch)  # keeps the ids alive
+        self._derived: list[Derived] = []
+        self._mine = {id(x): (Layout(1, x.numel() // samples), x) for x in batch if x.ndim and x.shape[0] == samples}
+        self._checkpointed = False  # a parameter was used without a graph: perhaps in a checkpoint
 
     # ------------------------------------------------------------------------------------------------------------------
     # Forward
@@ -96,70 +116,207 @@ class Capture(TorchFunctionMode):
     ) -> Any:
         """Run a function of PyTorch, by its rule if a captured parameter enters it."""
         kwargs = kwargs or {}
-        rule = self._rules.get(func)
-        if rule is not None and torch.is_grad_enabled():
-            out = rule(self, *args, **kwargs)
-            if out is not NotImplemented:
-                out._ftw_samples = True
-                return out
-        out = func(*args, **kwargs)
-        named, sampled = self._look(args, kwargs)
-        for name in named:
-            if _requires_grad(out):
-                self._entered.setdefault(name, getattr(func, "__name__", str(func)))
-        if sampled:
-            _mark(out)
-        return out
+        graph = torch.is_grad_enabled()
+        if func in _PLAIN or (self.open and not graph):
+            return func(*args, **kwargs)
+        if func is Tensor.__iter__:
+            with self:
+                return iter(args[0].unbind(0))
+        keyed, sampled = self._look(args, kwargs)
+        if not keyed:
+            out = func(*args, **kwargs)
+        elif not graph:
+            self._checkpointed = self._checkpointed or bool(sampled)
+            return self._place(func, args, kwargs, func(*args, **kwargs), sampled)
+        elif not sampled:
+            args, kwargs = self._exchange(args, kwargs)
+            return self._derive(func, args, kwargs, func(*args, **kwargs), keyed)
+        else:
+            rule = self._rules.get(func)
+            out = NotImplemented if rule is None else rule(self, *args, **kwargs)
+            if out is NotImplemented:
+                raw_args, raw_kwargs = self._exchange(args, kwargs)
+                out = func(*raw_args, **raw_kwargs)
+                if any(x.requires_grad for x in _tensors(out)):
+                    for key, _ in keyed:
+                        for name in (key,) if isinstance(key, str) else key.roots:
+                            self._entered.setdefault(name, getattr(func, "__name__", str(func)))
+        return self._place(func, args, kwargs, out, sampled) if sampled else out
 
-    def name(self, x: Any) -> str | None:
-        """Return the name of a captured parameter that a rule may handle, None for anything else."""
-        name = self._names.get(id(x))
-        return None if name in self.slow else name
+    def name(self, x: Any) -> Key | None:
+        """Return the key of a parameter, or of a tensor made of some, that a rule may handle; None for anything else."""
+        found = self._keys.get(id(x))
+        if found is None:
+            return None
+        key = found[0]
+        roots = (key,) if isinstance(key, str) else key.roots
+        return None if any(root in self.slow for root in roots) else key
 
-    def sampled(self, x: Tensor) -> bool:
+    def where(self, x: Any) -> Layout | Scattered | None:
+        """Return where the samples are in a tensor, None if that is not known."""
+        if not isinstance(x, Tensor):
+            return None
+        mine = self._mine.get(id(x))
+        if mine is not None:
+            return mine[0]
+        serial, found = getattr(x, "_ftw_samples", (None, None))
+        if serial == self._serial:
+            return found
+        if x.requires_grad and id(x) not in self._keys and x.ndim and x.shape[0] % self.samples == 0:
+            return Layout(1, x.numel() // self.samples)  # out of a function nobody sees: as usual, checked by the audit
+        return None
+
+    def sampled(self, x: Any) -> bool:
         """Tell whether a tensor was computed from the batch."""
-        return x.requires_grad or id(x) in self._mine or getattr(x, "_ftw_samples", False)
+        if not isinstance(x, Tensor) or id(x) in self._keys:
+            return False
+        return id(x) in self._mine or x.requires_grad or getattr(x, "_ftw_samples", (None,))[0] == self._serial
 
-    def per_sample(self, x: Tensor) -> Tensor | None:
-        """Return ``x`` with the samples on axis 0, repeated if it is shared by all; None if its axes are not known."""
-        n, sampled = self.samples, self.sampled(x)
-        if x.ndim and x.shape[0] == n and (sampled or x.ndim > 1 or x.is_floating_point()):
-            return x
-        if x.ndim > 1 and x.shape[0] == 1:
-            return x.expand(n, *x.shape[1:])
-        return None if sampled else x.expand(n, *x.shape)
+    def group(self, x: Tensor, place: Layout | Scattered | None, trailing: int) -> Tensor | None:
+        """Return ``x`` (..., *trail) as (n, t, *trail); None if the layout does not allow it."""
+        if self.samples == 1:
+            trail = x.shape[x.ndim - trailing :]
+            return x.reshape(1, x.shape[: x.ndim - trailing].numel(), *trail)
+        return None if place is None else layout.group(x, place, self.samples, trailing)
 
-    def expand(self, name: str, parameter: Tensor, ndim: int) -> Tensor:
-        """Return a copy of a parameter for each sample (n, 1 ..., *shape): its gradient is the per-sample gradient."""
-        shape = (self.samples, *[1] * (ndim - 1 - parameter.ndim), *parameter.shape)
-        leaf = parameter.detach().expand(self.samples, *parameter.shape).reshape(shape).requires_grad_()
-        self._leaves.append((name, leaf))
+    def copies(self, key: Key, p: Tensor, x: Tensor) -> Tensor | None:
+        """Return a copy of ``p`` for each sample, to stand in its place beside ``x``; its gradient is the per-sample gradient.
+
+        None if the axes do not allow it.
+        """
+        n, place = self.samples, self.where(x)
+        ndim = max(x.ndim, p.ndim)
+        shape = (1,) * (ndim - p.ndim) + tuple(p.shape)  # aligned from the right
+        if place is None:
+            return None
+        if n == 1:
+            return self._leaf(key, p.detach()[None])[0]
+        if isinstance(place, Scattered):
+            lead = place.rows.ndim
+            if ndim > x.ndim or any(size != 1 for size in shape[:lead]):
+                return None
+            leaf = self._leaf(key, p.detach().reshape(shape[lead:]).expand(n, *shape[lead:]))
+            return leaf[place.rows.reshape(-1)].reshape(*place.rows.shape, *shape[lead:])
+        found = layout.axis(x.shape, place, n)
+        if found is None:
+            return None
+        k = found.index + ndim - x.ndim
+        if shape[k] == 1:
+            rest = shape[:k] + shape[k + 1 :]
+            leaf = self._leaf(key, p.detach().reshape(rest).expand(n, *rest))  # (n, *rest)
+            if not found.pure:
+                spread = leaf[None, :, None].expand(found.outer, n, found.inner, *rest)
+                return spread.reshape(x.shape[found.index], *rest).movedim(0, k)
+            return leaf.movedim(0, k)
+        if not found.pure or shape[k] != n:
+            return None
+        at = k - (ndim - p.ndim)  # something for each sample already
+        return self._leaf(key, p.detach().movedim(at, 0), at).movedim(0, at)
+
+    def _leaf(self, key: Key, values: Tensor, at: int | None = None) -> Tensor:
+        leaf = values.requires_grad_()
+        self._leaves.append((key, leaf, at))
         return leaf
 
-    def deliver(self, name: str, record: Record) -> None:
+    def _look(self, args: Any, kwargs: dict[str, Any]) -> tuple[list[tuple[Key, Tensor]], list[Tensor]]:
+        """Return the arguments made of parameters, and those that belong to samples."""
+        keyed, sampled = [], []
+        for x in _tensors((args, kwargs.values()) if kwargs else args):
+            found = self._keys.get(id(x))
+            if found is not None:
+                keyed.append(found)
+            elif self.sampled(x):
+                sampled.append(x)
+        return keyed, sampled
+
+    def _place(self, func: Any, args: Any, kwargs: Any, out: Any, sampled: list[Tensor]) -> Any:
+        """Write down where the samples are in the results of a function."""
+        for y in _tensors(out):
+            if id(y) in self._mine or (id(y) in self._keys):
+                continue
+            found = None
+            if self.samples == 1:
+                found = Layout(1, y.numel())
+            else:
+                for x in sampled:
+                    place = self.where(x)
+                    found = None if place is None else layout.place(func, x, place, self.samples, args, kwargs, y)
+                    if found is not None:
+                        break
+            if found is None and y is _first(args) and func in _INPLACE:
+                found = self.where(y) or (
+                    Layout(1, y.numel() // self.samples) if y.shape[0] % self.samples == 0 else None
+                )
+            y._ftw_samples = (self._serial, found)  # type: ignore[attr-defined]
+        if func is Tensor.__setitem__ and not self.sampled(args[0]):
+            self._written(args[0], args[1])
+        return out
+
+    def _written(self, x: Tensor, index: Any) -> None:
+        """Write down that samples were written into a tensor; where they are is clear if their axis was kept whole."""
+        first = index[0] if isinstance(index, tuple) and index else index
+        whole = (isinstance(first, slice) and first == slice(None)) or first is Ellipsis
+        known = whole and x.shape[0] == self.samples
+        x._ftw_samples = (self._serial, Layout(1, x.numel() // self.samples) if known else None)  # type: ignore[attr-defined]
+
+    def _derive(self, func: Any, args: Any, kwargs: Any, out: Any, keyed: list[tuple[Key, Tensor]]) -> Any:
+        """Write down that a tensor is made of parameters alone."""
+        roots = frozenset(name for key, _ in keyed for name in ((key,) if isinstance(key, str) else key.roots))
+        for y in _tensors(out):
+            if not y.requires_grad or id(y) in self._keys:
+                continue
+            pull = pull_of(func, args, kwargs, keyed[0][1], y) if len(keyed) == 1 else None
+            derived = Derived(y, roots, keyed[0][0] if pull else None, pull)
+            self._keys[id(y)] = (derived, y)
+            self._derived.append(derived)
+        return out
+
+    def _exchange(self, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """Put stand-ins in the places of parameters."""
+
+        def change(x: Any) -> Any:
+            if isinstance(x, Tensor):
+                key = self._keys.get(id(x), (None,))[0]
+                return self.standin(key) if isinstance(key, str) else x
+            if type(x) in (tuple, list):
+                return type(x)(map(change, x))
+            return x
+
+        return tuple(map(change, args)), {k: change(x) for k, x in kwargs.items()}
+
+    def standin(self, name: str) -> Tensor:
+        """Return what enters the graph in a parameter's place, so that no hook of the parameter is ever run."""
+        if name not in self._standins:
+            self._standins[name] = self.parameters[name].detach().requires_grad_()
+        return self._standins[name]
+
+    # ------------------------------------------------------------------------------------------------------------------
+    # Records
+
+    def deliver(self, key: Key, record: Any) -> None:
         """Take in a record as a layer's output gradient arrives, unless the backward is for somebody else."""
         if self.open:
-            self._keep(name, record)
+            self._keep(key, record)
 
-    def _keep(self, name: str, record: Record) -> None:
-        self.parts[name].append(record)
+    def _keep(self, key: Key, record: Any) -> None:
+        if isinstance(key, Derived):
+            pulled = NotImplemented if key.pull is None else key.pull(record)
+            if pulled is NotImplemented:
+                key.pending.append(record)
+            else:
+                assert key.base is not None
+                self._keep(key.base, pulled)
+            return
+        if isinstance(record, Aligned):
+            full = record.grads.new_zeros(self.samples, *self.parameters[key].shape)
+            line = torch.arange(self.samples, device=full.device)
+            full.movedim(record.axis + 1, 1)[line, line] = record.grads
+            record = Dense(full)  # type: ignore[arg-type]
+        if isinstance(record, Dense):
+            record = Dense(record.grads.reshape(self.samples, *seen(self.parameters[key].shape)))  # type: ignore[attr-defined]
+        self.parts[key].append(record)
         if self.sink is not None:
-            self.sink(name, record)
-
-    def _look(self, args: Any, kwargs: dict[str, Any]) -> tuple[list[str], bool]:
-        """Return the captured parameters among the arguments, and whether one belongs to samples."""
-        named, sampled = [], False
-        stack = [*args, *kwargs.values()]
-        while stack:
-            x = stack.pop()
-            if isinstance(x, Tensor):
-                if id(x) in self._names:
-                    named.append(self._names[id(x)])
-                else:
-                    sampled = sampled or id(x) in self._mine or getattr(x, "_ftw_samples", False)
-            elif isinstance(x, (tuple, list)):
-                stack.extend(x)
-        return named, sampled
+            self.sink(key, record)
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
@@ -174,54 +331,103 @@ class Capture(TorchFunctionMode):
 
     def backward(self, losses: Tensor) -> dict[str, Record]:
         """Return the records of the samples whose ``losses`` (n,) were computed in this block."""
+        self._warn()
+        slow = [name for name in self.slow if name in self.parameters]
+        reentrant = self._checkpointed and has_reentrant([losses])
+        known = len(self._leaves)
+        leaves = [self.anchor, *(leaf for _, leaf, _ in self._leaves)]
+        self.open = True
+        try:
+            found = gradients(losses.sum(), leaves, retain=bool(slow), reentrant=reentrant)[1:]
+        finally:
+            self.open = False
+        found += [leaf.grad for _, leaf, _ in self._leaves[known:]]  # made while a reentrant checkpoint ran again
+        for (key, _, at), g in zip(self._leaves, found, strict=True):
+            if g is not None:
+                self._keep(key, Dense(g) if at is None else Aligned(g, at))  # type: ignore[arg-type]
+        self._leaves.clear()
+        if slow:
+            self._one_by_one(losses, slow, reentrant)
+        for derived in reversed(self._derived):
+            self._pull(derived)
+        self._keys.clear()
+        return {name: merge(parts) for name, parts in self.parts.items()}
+
+    def _warn(self) -> None:
         for name, function in self._entered.items():
             if name not in self.slow:
                 self.slow[name] = function
                 warnings.warn(
                     f"{name!r} enters {function}, for which there is no rule: its per-sample gradients come from one "
                     "backward pass a sample, exact but slow",
-                    stacklevel=4,
+                    stacklevel=5,
                 )
-        slow = [name for name in self.slow if name in self.parameters]
-        for name in slow:
-            self.parts.pop(name, None)
-        total = losses.sum()
-        inputs = [self.anchor, *(leaf for _, leaf in self._leaves)]
-        self.open = True
-        try:
-            found = torch.autograd.grad(total, inputs, retain_graph=bool(slow), allow_unused=True)
-        finally:
-            self.open = False
-        for (name, _), g in zip(self._leaves, found[1:], strict=True):
-            if g is not None and name not in self.slow:
-                self._keep(name, Dense(g.reshape(self.samples, *self.parameters[name].shape)))  # type: ignore[arg-type]
-        self._leaves.clear()
-        if slow:
-            self._one_by_one(losses, slow)
-        return {name: merge(parts) for name, parts in self.parts.items()}
 
-    def _one_by_one(self, losses: Tensor, slow: list[str]) -> None:
-        parameters = [self.parameters[name] for name in slow]
-        rows: list[list[Tensor]] = [[] for _ in slow]
+    def _one_by_one(self, losses: Tensor, slow: list[str], reentrant: bool) -> None:
+        """Add what autograd finds for parameters that entered functions without a rule, or that nobody saw."""
+        known = [(name, self._standins[name]) for name in slow if name in self._standins]
+        unseen = [(name, self.parameters[name]) for name in slow if name not in self._entered]
+        inputs: list[tuple[str, Tensor]] = [*known, *unseen]
+        rows: list[list[Tensor]] = [[] for _ in inputs]
+        touched = [False] * len(inputs)
         for i in range(self.samples):
-            keep = i + 1 < self.samples
-            grads = torch.autograd.grad(losses[i], parameters, retain_graph=keep, allow_unused=True)
-            for row, p, g in zip(rows, parameters, grads, strict=True):
-                row.append(torch.zeros_like(p) if g is None else g)
-        for name, row in zip(slow, rows, strict=True):
+            grads = gradients(losses[i], [p for _, p in inputs], retain=i + 1 < self.samples, reentrant=reentrant)
+            for j, g in enumerate(grads):
+                touched[j] = touched[j] or g is not None
+                rows[j].append(torch.zeros_like(inputs[j][1]) if g is None else g)
+        for (name, _), row, used in zip(inputs, rows, touched, strict=True):
+            if used:
+                self._keep(name, Dense(torch.stack(row)))  # type: ignore[arg-type]
+
+    def _pull(self, derived: Derived) -> None:
+        """Take the records of a tensor back to the parameters it was made of."""
+        if not derived.pending:
+            return
+        names = sorted(derived.roots)
+        inputs = [self.standin(name) for name in names]
+        rows: list[list[Tensor]] = [[] for _ in names]
+        for i in range(self.samples):
+            shape = derived.tensor.shape
+            g = torch.stack([written_out(record, shape, i) for record in derived.pending]).sum(0)
+            grads = gradients(derived.tensor, inputs, g.to(derived.tensor.dtype), retain=True)
+            for row, p, found in zip(rows, inputs, grads, strict=True):
+                row.append(torch.zeros_like(p) if found is None else found)
+        for name, row in zip(names, rows, strict=True):
             self._keep(name, Dense(torch.stack(row)))  # type: ignore[arg-type]
 
 
-def _requires_grad(out: Any) -> bool:
-    if isinstance(out, Tensor):
-        return out.requires_grad
-    return isinstance(out, (tuple, list)) and any(_requires_grad(x) for x in out)
+def _tensors(tree: Any) -> Iterator[Tensor]:
+    """Yield the tensors among the arguments or results of a function."""
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, (tuple, list, type({}.values()))):
+        for x in tree:
+            if x is not None:
+                yield from _tensors(x)
 
 
-def _mark(out: Any) -> None:
-    if isinstance(out, Tensor):
-        if not out.requires_grad:
-            out._ftw_samples = True  # type: ignore[attr-defined]
-    elif isinstance(out, (tuple, list)):
-        for x in out:
-            _mark(x)
+def _first(args: Any) -> Any:
+    return args[0] if args else None
+
+
+_PLAIN = frozenset(
+    [
+        getattr(Tensor, name).__get__
+        for name in ["shape", "dtype", "device", "ndim", "is_cuda", "is_cpu", "is_meta", "is_sparse", "is_quantized", "is_nested", "layout", "requires_grad", "is_leaf", "grad", "grad_fn", "names", "itemsize", "nbytes", "is_xla", "is_mps", "is_xpu", "is_mkldnn", "is_complex"]
+        if hasattr(getattr(Tensor, name, None), "__get__")
+    ]
+    + layout.forms(
+        "size", "dim", "numel", "stride", "is_floating_point", "is_complex", "is_contiguous", "storage_offset"
+    )
+    + layout.forms(
+        "nelement", "element_size", "data_ptr", "get_device", "is_pinned", "is_set_to", "__len__", "__hash__"
+    )
+    + layout.forms(
+        "register_hook", "retain_grad", "untyped_storage", "_is_view", "is_inference", "__repr__", "__format__"
+    )
+)
+"""Functions that only ask a tensor about itself."""
+
+_INPLACE = frozenset(
+    layout.forms("index_add_", "index_copy_", "index_put_", "scatter_", "scatter_add_", "copy_", "add_")
+)

@@ -5,7 +5,8 @@ For y = x W' + b with x (n, ..., d_in) and the output's gradient B (n, ..., d_ou
 
     W:  sum_t B_it A_it'      an `OuterProduct`              b:  sum_t B_it      a `Dense`
 
-The normalising layers end in an elementwise product and sum with their parameters, whose gradients are small and written out.
+What is elementwise in a parameter (gains, shifts, position embeddings) is given a copy of it for each sample, whose gradient
+is the per-sample gradient. Layers that are compositions are composed again, under capture (``composed.py``).
 """
 
 from __future__ import annotations
@@ -15,15 +16,20 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from ftw import Dense, OuterProduct, Rows
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ftw import Dense, OuterProduct, Rows
+
+from . import composed, convolution, layout
 from .capture import Capture
+from .layout import forms
 
 __all__ = ["RULES"]
 
 aten = torch.ops.aten
+
+Rule = Callable[..., Any]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -34,10 +40,12 @@ class _Linear(torch.autograd.Function):
     """``x W' + b``; its backward gives x's gradient only and delivers the factors."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, anchor: Tensor, use: _LinearUse) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, anchor: Tensor, use: Callable[[Tensor, Tensor], None]
+    ) -> Tensor:
         """Run the layer as autocast would and keep what the backward needs."""
         kind = x.device.type
-        if torch.is_autocast_enabled(kind):
+        if torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
             dtype = torch.get_autocast_dtype(kind)
             x, weight = x.to(dtype), weight.to(dtype)
         ctx.use = use
@@ -49,61 +57,90 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         """Deliver (x, g); return g W."""
         x, weight = ctx.saved_tensors
-        ctx.use.deliver(x.detach(), g)  # without the history of x, which holds this node: a cycle that is never freed
+        ctx.use(x.detach(), g)  # without the history of x, which holds this node: a cycle that is never freed
         return (g @ weight if ctx.needs_input_grad[0] else None), None, None, None, None
 
 
-class _LinearUse:
-    """One call of a linear function: where its factors go."""
-
-    def __init__(self, capture: Capture, weight: str | None, bias: str | None, *, transposed: bool = False) -> None:
-        self.capture, self.weight, self.bias, self.transposed = capture, weight, bias, transposed
-
-    def deliver(self, x: Tensor, g: Tensor) -> None:
-        """Hand over the record of the weight, and of the bias."""
-        n = self.capture.samples
-        b = g.reshape(n, -1, g.shape[-1])  # (n, t, d_out)
-        if self.weight is not None:
-            a = x.reshape(n, -1, x.shape[-1])  # (n, t, d_in)
-            self.capture.deliver(self.weight, OuterProduct(b, a) if self.transposed else OuterProduct(a, b))
-        if self.bias is not None:
-            self.capture.deliver(self.bias, Dense(b.sum(1)))
-
-
-def linear(capture: Capture, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
-    """Rule of ``F.linear``."""
+def linear(
+    capture: Capture, input: Tensor, weight: Tensor, bias: Tensor | None = None, *, transposed: bool = False
+) -> Any:
+    """Rule of ``F.linear``; ``transposed`` if ``weight`` is that of the parameter transposed."""
     names = capture.name(weight), capture.name(bias)
-    if names == (None, None):
+    if names[0] is None and _trains(weight):  # left to autograd; the bias need not be
+        if names[1] is None or bias is None:
+            return NotImplemented
+        with capture:
+            return F.linear(input, weight) + bias
+    if bias is not None and names[1] is None and _trains(bias):
+        with capture:
+            return F.linear(input, weight) + bias
+    place = capture.where(input)
+    if weight.ndim != 2 or input.ndim < 2 or names == (None, None):
         return NotImplemented
-    x = _tokens(capture, input)
-    if x is None or weight.ndim != 2:
+    result = (
+        layout.kept(tuple(input.shape), place, (*input.shape[:-1], weight.shape[0]), capture.samples) if place else None
+    )
+    if capture.samples == 1:
+        place = result = layout.Layout(1, 0)
+    if place is None or result is None or not _on_leading_axes(capture, input, place, 1):
         return NotImplemented
-    if any(name is None and _trains(p) for name, p in zip(names, (weight, bias), strict=True)):
-        return NotImplemented  # one of the two is left to autograd: so is the other
-    use = _LinearUse(capture, *names)
-    return _Linear.apply(x, weight.detach(), _detached(bias), capture.anchor, use)
+
+    def deliver(x: Tensor, g: Tensor) -> None:
+        b = capture.group(g, result, 1)  # (n, t, d_out)
+        a = capture.group(x, place, 1)  # (n, t, d_in)
+        if names[0] is not None:
+            capture.deliver(names[0], OuterProduct(b, a) if transposed else OuterProduct(a, b))  # type: ignore[arg-type]
+        if names[1] is not None:
+            capture.deliver(names[1], Dense(_sum(b)))  # type: ignore[arg-type]
+
+    return _Linear.apply(input, weight.detach(), _detached(bias), capture.anchor, deliver)
 
 
 def addmm(capture: Capture, input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: float = 1, alpha: float = 1) -> Any:
     """Rule of ``torch.addmm(bias, x, W)`` with W (d_in, d_out), the layer that GPT-2 calls Conv1D."""
-    names = capture.name(mat2), capture.name(input)
-    if names == (None, None) or beta != 1 or alpha != 1 or input.ndim != 1:
+    if beta != 1 or alpha != 1 or input.ndim != 1 or not capture.sampled(mat1):
         return NotImplemented
-    x = _tokens(capture, mat1)
-    if x is None or any(name is None and _trains(p) for name, p in zip(names, (mat2, input), strict=True)):
-        return NotImplemented
-    use = _LinearUse(capture, *names, transposed=True)
-    return _Linear.apply(x, mat2.detach().T, input.detach(), capture.anchor, use)
+    return _right(capture, mat1, mat2, input)
 
 
-def _tokens(capture: Capture, x: Tensor) -> Tensor | None:
-    """Return the input with samples first; one that folds them with tokens, (n t, d) in sample order, stays as it is."""
-    if x.ndim < 2:
-        return None
-    known = capture.per_sample(x)
-    if known is not None:
-        return known
-    return x if x.ndim == 2 and x.shape[0] % capture.samples == 0 else None
+def matmul(capture: Capture, input: Tensor, other: Tensor) -> Any:
+    """Rule of ``x @ W``, ``W @ x`` and ``x @ w``."""
+    if not isinstance(input, Tensor) or not isinstance(other, Tensor):
+        return NotImplemented
+    if capture.name(other) is not None and capture.sampled(input):
+        if other.ndim == 1:
+            with capture:
+                return (input * other).sum(-1)
+        return _right(capture, input, other, None) if other.ndim == 2 else NotImplemented
+    if capture.name(input) is not None and input.ndim == 2 and other.ndim > 1 and capture.sampled(other):
+        with capture:
+            return F.linear(other.mT, input).mT
+    return NotImplemented
+
+
+def _right(capture: Capture, x: Tensor, weight: Tensor, bias: Tensor | None) -> Any:
+    """Run ``x @ weight + bias`` for a weight (d_in, d_out)."""
+    if capture.name(weight) is None and _trains(weight):
+        return NotImplemented
+    if bias is not None and capture.name(bias) is None and _trains(bias):
+        with capture:
+            return x @ weight + bias
+    view = weight.detach().T
+    key = capture.name(weight)
+    if key is not None:
+        capture._keys[id(view)] = (key, view)
+    try:
+        return linear(capture, x, view, bias, transposed=True)
+    finally:
+        capture._keys.pop(id(view), None)
+
+
+def _on_leading_axes(capture: Capture, x: Tensor, place: Any, trailing: int) -> bool:
+    """Tell whether the last ``trailing`` axes are free of samples."""
+    if capture.samples == 1 or isinstance(place, layout.Scattered):
+        return True
+    where = layout.axis(x.shape, place, capture.samples)
+    return where is not None and where.index < x.ndim - trailing
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -141,29 +178,34 @@ def embedding(
     sparse: bool = False,
 ) -> Any:
     """Rule of ``F.embedding``; rows of ``padding_idx`` have no gradient. Renormalised or rescaled tables have no rule."""
-    name = capture.name(weight)
-    if name is None or max_norm is not None or scale_grad_by_freq:
+    name, place = capture.name(weight), capture.where(input)
+    if name is None or place is None or max_norm is not None or scale_grad_by_freq or weight.ndim != 2:
         return NotImplemented
-    indices = capture.per_sample(input)
-    if indices is None:
-        if input.ndim != 1 or input.shape[0] % capture.samples:
-            return NotImplemented
-        indices = input  # (n t,) in sample order
-    n, size = capture.samples, weight.shape[0]
+    size = weight.shape[0]
     padding = None if padding_idx is None else padding_idx % size
+    result = place if isinstance(place, layout.Scattered) else layout.Layout(place.outer, place.inner * weight.shape[1])
 
     def deliver(rows: Tensor, g: Tensor) -> None:
-        b = g.reshape(n, -1, g.shape[-1])  # (n, t, d)
-        at = rows.reshape(n, -1)  # (n, t)
+        b, at = capture.group(g, result, 1), capture.group(rows, place, 0)  # (n, t, d), (n, t)
+        assert b is not None
+        assert at is not None
         if padding is not None:
             b = b.masked_fill((at == padding)[:, :, None], 0.0)
-        capture.deliver(name, Rows(at, b, size))
+        capture.deliver(name, Rows(at, b, size))  # type: ignore[arg-type]
 
-    return _Embedding.apply(indices, weight.detach(), capture.anchor, deliver)
+    return _Embedding.apply(input, weight.detach(), capture.anchor, deliver)
+
+
+def getitem(capture: Capture, input: Tensor, index: Any) -> Any:
+    """Rule of ``W[indices]`` with indices that belong to samples."""
+    if isinstance(index, Tensor) and index.dtype in (torch.int64, torch.int32) and input.ndim == 2:
+        with capture:
+            return F.embedding(torch.where(index < 0, index + input.shape[0], index), input)
+    return NotImplemented
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Normalising layers, scales and shifts
+# Normalising layers
 
 
 class _LayerNorm(torch.autograd.Function):
@@ -181,7 +223,7 @@ class _LayerNorm(torch.autograd.Function):
         use: Callable[[Tensor, Tensor], None],
     ) -> Tensor:
         """Normalise in float32 under autocast, as PyTorch does."""
-        if torch.is_autocast_enabled(x.device.type):
+        if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
             x = x.float()
         y, mean, rstd = torch.native_layer_norm(x, shape, weight, bias, eps)
         ctx.shape, ctx.use = shape, use
@@ -211,52 +253,95 @@ def layer_norm(
 ) -> Any:
     """Rule of ``F.layer_norm``."""
     gain, shift = capture.name(weight), capture.name(bias)
-    if gain is None and shift is None:
+    place, shape = capture.where(input), list(normalized_shape)
+    if any(name is None and _trains(p) for name, p in ((gain, weight), (shift, bias))):  # one is left to autograd
+        with capture:
+            return composed.affine(F.layer_norm(input, normalized_shape, None, None, eps), weight, bias)
+    if capture.samples == 1:
+        place = layout.Layout(1, 0)
+    if place is None or not _on_leading_axes(capture, input, place, len(shape)):
         return NotImplemented
-    x = capture.per_sample(input)
-    if x is None or any(name is None and _trains(p) for name, p in ((gain, weight), (shift, bias))):
-        return NotImplemented
-    shape = list(normalized_shape)
 
     def deliver(g: Tensor, normal: Tensor) -> None:
-        flat = (capture.samples, -1, *shape)  # (n, t, *shape)
         g = g.to(normal.dtype)
-        if gain is not None:
-            capture.deliver(gain, Dense((g * normal).reshape(flat).sum(1)))
-        if shift is not None:
-            capture.deliver(shift, Dense(g.reshape(flat).sum(1)))
+        for name, value in ((gain, lambda: g * normal), (shift, lambda: g)):
+            if name is not None:
+                grouped = capture.group(value(), place, len(shape))  # (n, t, *shape)
+                capture.deliver(name, Dense(_sum(grouped)))  # type: ignore[arg-type]
 
-    return _LayerNorm.apply(x, shape, _detached(weight), _detached(bias), eps, capture.anchor, deliver)
-
-
-def rms_norm(
-    capture: Capture, input: Tensor, normalized_shape: list[int], weight: Tensor | None = None, eps: float | None = None
-) -> Any:
-    """Rule of ``F.rms_norm``: normalise, then the elementwise rule for the gain."""
-    if capture.name(weight) is None:
-        return NotImplemented
-    return _elementwise(torch.mul)(capture, F.rms_norm(input, normalized_shape, None, eps), weight)
+    return _LayerNorm.apply(input, shape, _detached(weight), _detached(bias), eps, capture.anchor, deliver)
 
 
-def _elementwise(function: Callable[..., Tensor]) -> Callable[..., Any]:
-    """Return the rule of a product or sum in which a parameter is broadcast over samples: a copy of it for each sample."""
+# ---------------------------------------------------------------------------------------------------------------------
+# Elementwise functions and concatenation: a copy of the parameter for each sample
 
-    def rule(capture: Capture, input: Any, other: Any, **options: Any) -> Any:
-        names = capture.name(input), capture.name(other)
-        if names == (None, None):
-            return NotImplemented
-        if None not in names or options or not (isinstance(input, Tensor) and isinstance(other, Tensor)):
-            return NotImplemented
-        swapped = names[0] is not None
-        x, p = (other, input) if swapped else (input, other)
-        name = names[0] or names[1]
-        x = capture.per_sample(x) if capture.sampled(x) else None
-        if x is None or p.ndim >= x.ndim or name is None:
-            return NotImplemented
-        copies = capture.expand(name, p, x.ndim)
-        return function(copies, x) if swapped else function(x, copies)
+
+def _elementwise(function: Rule) -> Rule:
+    """Return the rule of a function that aligns its tensors from the right."""
+
+    def rule(capture: Capture, *args: Any, **kwargs: Any) -> Any:
+        return _with_copies(capture, function, args, kwargs)
 
     return rule
+
+
+def _with_copies(capture: Capture, function: Rule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    sampled = [
+        x for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and capture.sampled(x) and capture.where(x)
+    ]
+    if capture.samples == 1:
+        sampled = sampled or [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and capture.sampled(x)]
+    if not sampled:
+        return NotImplemented
+    beside = max(sampled, key=lambda x: x.ndim)
+    changed = []
+    for p in (*args, *kwargs.values()):
+        name = capture.name(p)
+        if name is None and _trains(p) and not capture.sampled(p):
+            return NotImplemented
+        other = p if name is None else capture.copies(name, p, beside)
+        if other is None:
+            return NotImplemented
+        changed.append(other)
+    return function(*changed[: len(args)], **dict(zip(kwargs, changed[len(args) :], strict=True)))
+
+
+def _in_place(function: Rule) -> Rule:
+    def rule(capture: Capture, input: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return _with_copies(capture, function, (input, *args), kwargs) if capture.sampled(input) else NotImplemented
+
+    return rule
+
+
+def cat(capture: Capture, tensors: Any, dim: int = 0, **options: Any) -> Any:
+    """Rule of ``torch.cat`` along an axis that is not the samples': class tokens, prompts."""
+    dim = options.pop("axis", dim)
+    samples = [x for x in tensors if capture.sampled(x)]
+    if options or not samples:
+        return NotImplemented
+    x, place, n = samples[0], capture.where(samples[0]), capture.samples
+    where = layout.axis(x.shape, place, n) if isinstance(place, layout.Layout) and n > 1 else None
+    if n > 1 and (where is None or not where.pure or where.index == dim % x.ndim):
+        return NotImplemented
+    parts = []
+    for p in tensors:
+        name = capture.name(p)
+        if name is None:
+            if _trains(p) and not capture.sampled(p):
+                return NotImplemented
+            parts.append(p)
+            continue
+        copies = capture.copies(name, p, x)
+        if copies is None:
+            return NotImplemented
+        parts.append(copies)
+    return torch.cat(parts, dim)
+
+
+def _sum(x: Tensor | None) -> Tensor:
+    """Return the sum over the tokens of (n, t, *shape), of 16-bit floats in float32."""
+    assert x is not None
+    return x.sum(1, dtype=torch.float32 if x.dtype.itemsize < 4 else x.dtype)
 
 
 def _trains(p: Any) -> bool:
@@ -267,19 +352,26 @@ def _detached(p: Tensor | None) -> Tensor | None:
     return None if p is None else p.detach()
 
 
-def _forms(*names: str) -> list[Any]:
-    """Return the functions of these names in torch and in torch.Tensor, with the operators that call them."""
-    found = [getattr(torch, name) for name in names if hasattr(torch, name)]
-    return found + [getattr(Tensor, name) for name in names if hasattr(Tensor, name)]
+_POINTWISE = ["add", "sub", "mul", "multiply", "div", "divide", "true_divide", "subtract", "where", "maximum", "minimum", "lerp", "addcmul", "pow"]
+_OPERATORS = (
+    ["__add__", "__radd__", "__sub__", "__rsub__", "__mul__", "__rmul__", "__truediv__", "__rtruediv__", "__rdiv__", "__pow__", "__rpow__"]
+)
+_ASSIGNED = ["add_", "sub_", "mul_", "div_", "__iadd__", "__isub__", "__imul__", "__itruediv__"]
 
-
-RULES: dict[Any, Callable[..., Any]] = {
+RULES: dict[Any, Rule] = {
     F.linear: linear,
-    torch.addmm: addmm,
     F.embedding: embedding,
     F.layer_norm: layer_norm,
-    F.rms_norm: rms_norm,
-    **dict.fromkeys(_forms("mul", "multiply", "__mul__", "__rmul__"), _elementwise(torch.mul)),
-    **dict.fromkeys(_forms("add", "__add__", "__radd__"), _elementwise(torch.add)),
-    **dict.fromkeys(_forms("sub", "__sub__"), _elementwise(torch.sub)),
+    F.rms_norm: composed.rms_norm,
+    F.group_norm: composed.group_norm,
+    F.batch_norm: composed.batch_norm,
+    F.prelu: composed.prelu,
+    F.multi_head_attention_forward: composed.multi_head_attention,
+    **dict.fromkeys(forms("addmm"), addmm),
+    **dict.fromkeys(forms("matmul", "__matmul__", "mm"), matmul),
+    **dict.fromkeys(forms("__getitem__"), getitem),
+    **dict.fromkeys(forms("cat", "concat", "concatenate"), cat),
+    **{f: _elementwise(f) for f in forms(*_POINTWISE, *_OPERATORS)},
+    **{f: _in_place(f) for f in forms(*_ASSIGNED)},
+    **convolution.RULES,
 }

@@ -8,11 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import ftw.optimizers as updates
 import torch
-from ftw import LinearUpdate
-from ftw.geometry import Operator
 from torch import Tensor
+
+import ftw.optimizers as updates
+from ftw import LinearUpdate
+from ftw.geometry import Diagonal, Operator, Scale
+
+from .records import seen
 
 __all__ = ["geometry", "linear_update", "register_optimizer"]
 
@@ -77,9 +80,23 @@ def geometry(
     for name, p in parameters.items():
         i = found[name]
         group = optimizer.param_groups[i]
-        a = None if anticipate is None else anticipate[name]
-        out[name] = read(p, optimizer.state.get(p, {}), group, lr=rates[i], anticipate=a, damping=damping).operator
+        a = None if anticipate is None else anticipate[name].reshape(p.shape)
+        update = read(p, optimizer.state.get(p, {}), group, lr=rates[i], anticipate=a, damping=damping)
+        out[name] = _as_seen(name, update.operator, p)
     return out
+
+
+def _as_seen(name: str, operator: Operator, p: Tensor) -> Operator:
+    """Return the operator in the shape of the parameter's records, which is that of a matrix."""
+    shape = seen(p.shape)
+    if isinstance(operator, Diagonal):
+        return Diagonal(operator.values.reshape(shape))  # type: ignore[attr-defined]
+    if isinstance(operator, Scale) or operator.shape == shape:
+        return operator
+    raise TypeError(
+        f"the optimizer's response to {name!r} {tuple(p.shape)} is a {type(operator).__name__} of shape {operator.shape}; "
+        f"that of a parameter with more than two axes must be a Scale or a Diagonal"
+    )
 
 
 def linear_update(

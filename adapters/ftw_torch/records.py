@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from ftw import Dense, OuterProduct, Rows, Sum
-from ftw.gradients import Record
 from torch import Tensor
 
-__all__ = ["empty", "is_empty", "join", "merge"]
+from ftw import Dense, OuterProduct, Rows, Sum
+from ftw.gradients import Record
+
+__all__ = ["empty", "is_empty", "join", "merge", "seen"]
+
+
+def seen(shape: Sequence[int]) -> tuple[int, ...]:
+    """Return the shape under which a parameter's records come: that of a matrix where it has more than two axes.
+
+    Three axes (experts, d_out, d_in) are a stack of matrices; with more, (d_out, d_in, kernel ...), all but the first are one.
+    """
+    shape = tuple(shape)
+    if len(shape) < 3:
+        return shape
+    return (shape[0] * shape[1], shape[2]) if len(shape) == 3 else (shape[0], math.prod(shape[1:]))
 
 
 def merge(parts: Sequence[Record]) -> Record:
@@ -53,9 +66,10 @@ def join(
 
 def empty(p: Tensor, n: int) -> Record:
     """Return the record of n samples that do not use a parameter: no tokens where it is a matrix."""
-    if p.ndim == 2:
-        return OuterProduct(p.new_zeros(n, 0, p.shape[1]), p.new_zeros(n, 0, p.shape[0]))  # type: ignore[arg-type]
-    return Dense(p.new_zeros(()).expand(n, *p.shape))  # type: ignore[arg-type]
+    shape = seen(p.shape)
+    if len(shape) == 2:
+        return OuterProduct(p.new_zeros(n, 0, shape[1]), p.new_zeros(n, 0, shape[0]))  # type: ignore[arg-type]
+    return Dense(p.new_zeros(()).expand(n, *shape))  # type: ignore[arg-type]
 
 
 def is_empty(record: Record) -> bool:

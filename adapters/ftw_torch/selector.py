@@ -17,18 +17,19 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-import ftw
 import torch
+from torch import Tensor, nn
+
+import ftw
 from ftw import Selection, Status
 from ftw.geometry import Operator
 from ftw.gradients import Record
-from torch import Tensor, nn
 
 from . import batches
 from .audit import audit
 from .capture import Capture, refuse_coupled_layers, trainable
 from .optimizers import geometry
-from .records import is_empty, join
+from .records import is_empty, join, seen
 
 __all__ = ["FilterThenWeight"]
 
@@ -186,7 +187,7 @@ class FilterThenWeight:
             if goal is None or operators is None:  # the pool is its own target
                 first = next(iter(parameters.values()))
                 mean = ftw.combine(candidates, torch.full((n,), 1 / n, dtype=every.dtype, device=first.device))
-                goal = Target({name: g.reshape(parameters[name].shape) for name, g in mean.items()}, None, every.mean())
+                goal = Target(mean, None, every.mean())
                 operators = self._geometry(parameters, goal.mean)
                 b = ftw.scores(candidates, goal.mean, operators)
             else:
@@ -213,7 +214,8 @@ class FilterThenWeight:
                     total[name] = total[name].add_(g) if name in total else g
                 losses.append(found.detach())
             _refuse_nonfinite(torch.cat(losses), None, "target")
-            return Target(total, None, torch.cat(losses).mean())
+            shaped = {name: g.reshape(seen(g.shape)) for name, g in total.items()}
+            return Target(shaped, None, torch.cat(losses).mean())
         if m == 1 and not self._warned:
             self._warned = True
             warnings.warn("the guard cannot judge one target sample: give two or more, or guard=0", stacklevel=4)
@@ -222,8 +224,7 @@ class FilterThenWeight:
         _refuse_nonfinite(torch.cat(losses), None, "target")
         samples = join([records for _, records in captured], sizes, parameters)
         weights = torch.full((m,), 1 / m, dtype=losses[0].dtype, device=losses[0].device)
-        mean = {name: g.reshape(parameters[name].shape) for name, g in ftw.combine(samples, weights).items()}
-        return Target(mean, samples, torch.cat(losses).mean())
+        return Target(ftw.combine(samples, weights), samples, torch.cat(losses).mean())
 
     def _geometry(self, parameters: dict[str, nn.Parameter], anticipate: dict[str, Tensor]) -> dict[str, Operator]:
         return geometry(self.optimizer, parameters, anticipate, damping=self.damping)

@@ -1,0 +1,61 @@
+"""Backward passes that leave ``.grad`` alone, under gradient checkpointing too.
+
+A checkpointed region runs its forward again in the middle of the backward, and has to be seen again: the pass is started
+below the functions that a `torch.overrides.TorchFunctionMode` would step out for. Reentrant checkpoints refuse to be asked
+for particular gradients; for them the leaves' ``.grad`` is read and put back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import Node
+
+__all__ = ["gradients", "has_reentrant"]
+
+
+def gradients(
+    output: Tensor,
+    leaves: Sequence[Tensor],
+    grad: Tensor | None = None,
+    *,
+    retain: bool = False,
+    reentrant: bool = False,
+) -> list[Tensor | None]:
+    """Return the gradients of ``output`` (or of ``<output, grad>``) with respect to leaves; None where there is no path."""
+    if not leaves:
+        return []
+    grad = torch.ones_like(output) if grad is None else grad
+    if not reentrant:
+        found = torch.autograd.graph._engine_run_backward(
+            (output,), (grad,), retain, False, tuple(leaves), allow_unreachable=True, accumulate_grad=False
+        )
+        return list(found)
+    saved = [leaf.grad for leaf in leaves]
+    try:
+        for leaf in leaves:
+            leaf.grad = None
+        torch.autograd.graph._engine_run_backward(
+            (output,), (grad,), retain, False, (), allow_unreachable=True, accumulate_grad=True
+        )
+        return [leaf.grad for leaf in leaves]
+    finally:
+        for leaf, old in zip(leaves, saved, strict=True):
+            leaf.grad = old
+
+
+def has_reentrant(outputs: Iterable[Tensor]) -> bool:
+    """Tell whether a reentrant checkpoint lies on the way back from the outputs."""
+    stack: list[Node | None] = [output.grad_fn for output in outputs]
+    seen: set[Node] = set()
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if node.name() == "CheckpointFunctionBackward":
+            return True
+        stack.extend(parent for parent, _ in node.next_functions)
+    return False

@@ -1,0 +1,160 @@
+"""Layers that are compositions of simpler functions, written out so that capture sees those.
+
+Each runs under the capture itself: its products and sums find their own rules, and what has none is left to autograd.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from .capture import Capture
+
+__all__ = ["affine", "batch_norm", "group_norm", "multi_head_attention", "prelu", "rms_norm"]
+
+
+def affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """Return ``x * weight + bias``, whatever of the two there is."""
+    if weight is not None:
+        x = x * weight
+    return x if bias is None else x + bias
+
+
+def _by_channel(p: Tensor | None, x: Tensor) -> Tensor | None:
+    """Return a parameter (c,) in a shape that aligns with x (n, c, ...)."""
+    return p if p is None or x.ndim == 2 else p.view(-1, *[1] * (x.ndim - 2))
+
+
+def rms_norm(
+    capture: Capture, input: Tensor, normalized_shape: list[int], weight: Tensor | None = None, eps: float | None = None
+) -> Any:
+    """Rule of ``F.rms_norm``."""
+    with capture:
+        return affine(F.rms_norm(input, normalized_shape, None, eps), weight, None)
+
+
+def group_norm(
+    capture: Capture,
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Any:
+    """Rule of ``F.group_norm``."""
+    with capture:
+        normal = F.group_norm(input, num_groups, None, None, eps)
+        return affine(normal, _by_channel(weight, input), _by_channel(bias, input))
+
+
+def batch_norm(
+    capture: Capture,
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Any:
+    """Rule of ``F.batch_norm`` with fixed statistics; those of the batch couple its samples."""
+    if training or running_mean is None or running_var is None:
+        raise ValueError(
+            "F.batch_norm with training=True couples the samples of a batch, so that a sample has no gradient of its own; "
+            "use the running statistics, or group_norm"
+        )
+    with capture:
+        normal = F.batch_norm(input, running_mean, running_var, None, None, False, momentum, eps)
+        return affine(normal, _by_channel(weight, input), _by_channel(bias, input))
+
+
+def prelu(capture: Capture, input: Tensor, weight: Tensor) -> Any:
+    """Rule of ``F.prelu``."""
+    with capture:
+        slope = weight if weight.numel() == 1 else _by_channel(weight, input)
+        return torch.where(input > 0, input, input * slope)
+
+
+def multi_head_attention(
+    capture: Capture,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    embed_dim_to_check: int,
+    num_heads: int,
+    in_proj_weight: Tensor | None,
+    in_proj_bias: Tensor | None,
+    bias_k: Tensor | None,
+    bias_v: Tensor | None,
+    add_zero_attn: bool,
+    dropout_p: float,
+    out_proj_weight: Tensor,
+    out_proj_bias: Tensor | None,
+    training: bool = True,
+    key_padding_mask: Tensor | None = None,
+    need_weights: bool = True,
+    attn_mask: Tensor | None = None,
+    use_separate_proj_weight: bool = False,
+    q_proj_weight: Tensor | None = None,
+    k_proj_weight: Tensor | None = None,
+    v_proj_weight: Tensor | None = None,
+    static_k: Tensor | None = None,
+    static_v: Tensor | None = None,
+    average_attn_weights: bool = True,
+    is_causal: bool = False,
+) -> Any:
+    """Rule of the attention of ``nn.MultiheadAttention``: query, key and value are (t, n, d)."""
+    if any(x is not None for x in (bias_k, bias_v, static_k, static_v)) or add_zero_attn or query.ndim != 3:
+        return NotImplemented
+    with capture:
+        if not use_separate_proj_weight:
+            assert in_proj_weight is not None
+            if query is key and key is value:
+                q, k, v = F.linear(query, in_proj_weight, in_proj_bias).chunk(3, -1)
+            else:
+                biases = (None, None, None) if in_proj_bias is None else in_proj_bias.chunk(3)
+                weights = in_proj_weight.chunk(3)
+                q, k, v = (F.linear(x, w, b) for x, w, b in zip((query, key, value), weights, biases, strict=True))
+        else:
+            biases = (None, None, None) if in_proj_bias is None else in_proj_bias.chunk(3)
+            weights = (q_proj_weight, k_proj_weight, v_proj_weight)  # type: ignore[assignment]
+            q, k, v = (F.linear(x, w, b) for x, w, b in zip((query, key, value), weights, biases, strict=True))
+        t, n, d = q.shape
+        q, k, v = (x.reshape(x.shape[0], n, num_heads, -1).permute(1, 2, 0, 3) for x in (q, k, v))  # (n, heads, t, d')
+        mask = _mask(q, k, attn_mask, key_padding_mask)
+        if is_causal and mask is None and not need_weights:
+            out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p if training else 0.0, is_causal=True)
+            attention = None
+        elif not need_weights:
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout_p if training else 0.0)
+            attention = None
+        else:
+            product = (q @ k.mT) / math.sqrt(q.shape[-1])
+            attention = torch.softmax(product if mask is None else product + mask, -1)  # (n, heads, t, s)
+            attention = F.dropout(attention, dropout_p, training)
+            out = attention @ v
+        out = out.permute(2, 0, 1, 3).reshape(t, n, d)
+        out = F.linear(out, out_proj_weight, out_proj_bias)
+        if attention is not None and average_attn_weights:
+            attention = attention.mean(1)
+        return out, attention
+
+
+def _mask(q: Tensor, k: Tensor, attention: Tensor | None, padding: Tensor | None) -> Tensor | None:
+    """Return one additive mask that broadcasts over (n, heads, t, s)."""
+    total = None
+    for mask in (attention, None if padding is None else padding[:, None, None, :]):
+        if mask is None:
+            continue
+        if mask.dtype == torch.bool:
+            mask = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill(mask, -math.inf)
+        if mask.ndim == 3:  # (n heads, t, s)
+            mask = mask.reshape(q.shape[0], q.shape[1], *mask.shape[1:])
+        total = mask if total is None else total + mask
+    return total
