@@ -253,7 +253,7 @@ def test_a_record_of_nonsense_makes_a_page(tmp_path_factory, header, lines):
 
 def test_a_long_run_makes_a_small_page(tmp_path):
     with Recorder(tmp_path / "run.jsonl") as recorder:
-        for step in range(20_000):
+        for step in range(5_000):
             recorder.step("run", step, loss=1 / (1 + step), grad_norm=1.0)
     page = render(read(tmp_path / "run.jsonl"))
     check(page)
