@@ -7,9 +7,10 @@ which the standard lacks; and the registration of records as JAX pytrees, done w
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, ParamSpec, Protocol, TypeVar, runtime_checkable
 
 import array_api_compat as compat
 
@@ -19,6 +20,7 @@ __all__ = [
     "cast",
     "device",
     "is_floating",
+    "is_free",
     "is_jax",
     "is_positive",
     "is_traced",
@@ -27,6 +29,7 @@ __all__ = [
     "leaves",
     "namespace",
     "put",
+    "quiet",
     "pytree",
     "read",
     "scatter",
@@ -36,6 +39,10 @@ __all__ = [
     "true_indices",
     "widen",
 ]
+
+
+_T = TypeVar("_T")
+_P = ParamSpec("_P")
 
 
 @runtime_checkable
@@ -60,6 +67,20 @@ class Array(Protocol):
     def __pow__(self, other: Any, /) -> Any: ...
 
 
+def quiet(function: Callable[_P, _T]) -> Callable[_P, _T]:
+    """Decorator: NumPy's warnings about NaN and infinity are off inside; they are reported by a status, or show."""
+
+    @functools.wraps(function)
+    def inner(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        numpy = sys.modules.get("numpy")
+        if numpy is None:
+            return function(*args, **kwargs)
+        with numpy.errstate(all="ignore"):
+            return function(*args, **kwargs)
+
+    return inner
+
+
 def namespace(*arrays: Any, what: str = "arguments") -> Any:
     """Return the one array namespace of ``arrays``; Python numbers and None are passed over.
 
@@ -70,7 +91,7 @@ def namespace(*arrays: Any, what: str = "arguments") -> Any:
     ValueError
         If they live on several devices.
     """
-    found = [a for a in arrays if a is not None and not isinstance(a, (bool, int, float))]
+    found = [a for a in arrays if a is not None and not isinstance(a, (bool, int, float, complex))]
     try:
         xp = compat.array_namespace(*found)
     except TypeError as error:
@@ -110,6 +131,11 @@ def known(condition: Any) -> bool | None:
     if compat.is_torch_array(condition) and condition.device.type != "cpu":
         return None
     return bool(condition)
+
+
+def is_free(x: Any) -> bool:
+    """Tell whether the value of a 0-d array can be read without waiting for a device, or a trace."""
+    return bool(compat.is_numpy_array(x)) or bool(compat.is_torch_array(x) and x.device.type == "cpu")
 
 
 def is_floating(xp: Any, x: Any) -> bool:
@@ -215,14 +241,14 @@ def scatter(xp: Any, values: Any, indices: Any, n: int) -> Any:
 
 
 def lean(xp: Any) -> Any:
-    """Return NumPy itself in place of its wrapped namespace, where its own functions follow the standard: a fifth of the cost."""
+    """Return NumPy itself in place of its wrapped namespace, if its own functions follow the standard: it is faster."""
     numpy = sys.modules.get("numpy")
     own = numpy is not None and compat.is_numpy_namespace(xp) and hasattr(numpy, "cumulative_sum")
     return numpy if own else xp
 
 
 def solve_positive(xp: Any, A: Any, B: Any) -> Any:
-    """Solve A X = B for symmetric positive definite A (..., n, n) and B (..., n, k); NaN, never an error, where it fails."""
+    """Solve A X = B for positive definite A (..., n, n) and B (..., n, k); NaN, never an error, where that fails."""
     if compat.is_torch_namespace(xp):
         torch = sys.modules["torch"]
         factor, failed = torch.linalg.cholesky_ex(A)
@@ -260,7 +286,6 @@ def is_positive(xp: Any, A: Any) -> Any:
 # ---------------------------------------------------------------------------------------------------------------------
 # Pytrees
 
-_T = TypeVar("_T")
 _pytrees: dict[type, tuple[tuple[str, ...], tuple[str, ...]]] = {}
 _registered: set[type] = set()
 

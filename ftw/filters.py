@@ -56,6 +56,7 @@ def top_k(scores: Array, k: int) -> Filtered:
     return Filtered(indices, count)
 
 
+@_array.quiet
 def threshold(scores: Array, k: int, *, value: Any = None, quantile: float | None = None) -> Filtered:
     """Return the k best candidates; those that reach ``value``, or the ``quantile`` of all scores, pass.
 
@@ -85,6 +86,7 @@ def threshold(scores: Array, k: int, *, value: Any = None, quantile: float | Non
     return Filtered(best.indices, xp.sum(xp.astype(passed, xp.int32), dtype=xp.int32))
 
 
+@_array.quiet
 def matching(
     scores: Array, gram: Array, k: int, *, ridge: Any = 0.05, solver: Callable[..., Any] = solve_qp
 ) -> Filtered:
@@ -141,6 +143,7 @@ def matching(
     return Filtered(picks, _full(xp, k, place))
 
 
+@_array.quiet
 def greedy_utility(scores: Array, gram: Array, k: int, *, redundancy: float = 1.0) -> Filtered:
     """Return k candidates picked one by one by score less redundancy with those already picked.
 
@@ -180,6 +183,7 @@ def greedy_utility(scores: Array, gram: Array, k: int, *, redundancy: float = 1.
     return Filtered(picks, _full(xp, k, _array.device(scores)))
 
 
+@_array.quiet
 def boltzmann(scores: Array, k: int, *, temperature: float, uniforms: Array) -> Filtered:
     """Return k candidates drawn without replacement with probability ``~ exp(b_i / (temperature * std(b)))``.
 
@@ -210,6 +214,7 @@ def boltzmann(scores: Array, k: int, *, temperature: float, uniforms: Array) -> 
     return top_k(level + noise, k)
 
 
+@_array.quiet
 def resample(weights: Array, size: int, uniforms: Array) -> Any:
     """Return ``size`` indices drawn in proportion to the weights, for loops that take no sample weights.
 

@@ -181,17 +181,17 @@ class Rotated:
 
     Parameters
     ----------
-    left : array (d_out, r_out)
-        Orthonormal columns.
+    left : array (d_out, r_out), or None
+        Orthonormal columns; None is the identity.
     values : array (r_out, r_in)
         Not negative.
-    right : array (d_in, r_in)
+    right : array (d_in, r_in), or None
         Orthonormal columns.
     """
 
-    left: Array
+    left: Array | None
     values: Array
-    right: Array
+    right: Array | None
 
     def __post_init__(self) -> None:
         _array.register_pytrees()
@@ -199,11 +199,16 @@ class Rotated:
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape (d_out, d_in) of the parameter."""
-        return (self.left.shape[0], self.right.shape[0])
+        rows, columns = self.values.shape
+        rows = rows if self.left is None else self.left.shape[0]
+        return (rows, columns if self.right is None else self.right.shape[0])
 
     def check(self, name: str) -> None:
         """Raise ValueError if the bases do not fit the values."""
-        shapes = tuple(tuple(x.shape) for x in (self.left, self.values, self.right))
+        values = tuple(self.values.shape)
+        ends = zip((self.left, self.right), (values[:1], values[-1:]), strict=True)
+        left, right = (d * 2 if q is None else tuple(q.shape) for q, d in ends)
+        shapes = left, values, right
         if any(len(s) != 2 for s in shapes) or shapes[1] != (shapes[0][1], shapes[2][1]):
             raise ValueError(
                 f"Rotated for {name!r}: left {shapes[0]}, values {shapes[1]}, right {shapes[2]} must be (d_out, "
@@ -224,8 +229,12 @@ class Rotated:
 
     def _scaled(self, g: Any, power: float) -> Any:
         g = _wide(g)
-        left, values, right = _array.cast(self.left, g), _array.cast(self.values, g), _array.cast(self.right, g)
-        return left @ (values**power * (left.T @ g @ right)) @ right.T
+        left, right = (None if q is None else _array.cast(q, g) for q in (self.left, self.right))
+        g = g if left is None else left.T @ g
+        g = g if right is None else g @ right
+        g = _array.cast(self.values, g) ** power * g  # (..., r_out, r_in)
+        g = g if left is None else left @ g
+        return g if right is None else g @ right.T
 
     def split(self, xp: Any, left: Record, right: Record) -> list[Piece]:
         """Return the pieces of ``<left_i, P right_j>``."""

@@ -76,7 +76,7 @@ class OuterProduct:
         """Return ``sum_i w_i G_i`` (d_out, d_in); samples of zero weight do not enter, whatever they hold."""
         a, b = _array.together(xp, self.inputs, self.output_grads)  # (n, t, d_in), (n, t, d_out)
         w = _array.cast(weights, a)[:, None, None]  # (n, 1, 1)
-        a, b = xp.where(w != 0, a, 0.0), xp.where(w != 0, w * b, 0.0)
+        a, b = xp.where(w != 0, a, 0.0), w * xp.where(w != 0, b, 0.0)  # no 0 * inf on the way
         n, t = self.inputs.shape[:2]
         d_out, d_in = self.shape
         return xp.reshape(b, (n * t, d_out)).T @ xp.reshape(a, (n * t, d_in))  # (d_out, d_in)
@@ -159,7 +159,7 @@ class Rows:
         b = widen(xp, self.output_grads)  # (n, t, d)
         n, t, d = b.shape
         w = _array.cast(weights, b)[:, None, None]  # (n, 1, 1)
-        b = xp.where(w != 0, w * b, 0.0)
+        b = w * xp.where(w != 0, b, 0.0)
         return _array.segment_sum(xp, xp.reshape(b, (n * t, d)), xp.reshape(self.indices, (-1,)), self.size)
 
     def take(self, xp: Any, indices: Any) -> Rows:
@@ -242,7 +242,7 @@ class Dense:
         """Return ``sum_i w_i G_i``; samples of zero weight do not enter, whatever they hold."""
         g = xp.reshape(widen(xp, self.grads), (self.samples, math.prod(self.shape)))  # (n, p)
         w = _array.cast(weights, g)[:, None]  # (n, 1)
-        g = xp.where(w != 0, w * g, 0.0)
+        g = w * xp.where(w != 0, g, 0.0)
         return xp.reshape(xp.sum(g, axis=0), self.shape)
 
     def take(self, xp: Any, indices: Any) -> Dense:
@@ -339,6 +339,7 @@ class Sum:
 Record = OuterProduct | Rows | Dense | Sum
 
 
+@_array.quiet
 def combine(gradients: Mapping[str, Record], weights: Array) -> dict[str, Any]:
     """Return the weighted gradient ``{name: sum_i w_i G_i}``.
 

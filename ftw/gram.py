@@ -25,6 +25,7 @@ __all__ = ["cross_gram", "gram", "scores"]
 MAX_BYTES = 2**28
 
 
+@_array.quiet
 def scores(candidates: Mapping[str, Record], target: Mapping[str, Array], geometry: Mapping[str, Operator]) -> Any:
     """Return ``b_i = <g_i, P g_T>``, the first-order decrease of the target loss by candidate i.
 
@@ -57,6 +58,7 @@ def scores(candidates: Mapping[str, Record], target: Mapping[str, Array], geomet
     return total
 
 
+@_array.quiet
 def gram(candidates: Mapping[str, Record], geometry: Mapping[str, Operator], *, max_bytes: int = MAX_BYTES) -> Any:
     """Return ``K_ij = <g_i, P g_j>``.
 
@@ -90,6 +92,7 @@ def gram(candidates: Mapping[str, Record], geometry: Mapping[str, Operator], *, 
     return (total + total.T) / 2
 
 
+@_array.quiet
 def cross_gram(
     candidates: Mapping[str, Record],
     others: Mapping[str, Record],
@@ -107,6 +110,7 @@ def cross_gram(
     return _accumulate(xp, n, m, candidates, others, geometry, _bytes(max_bytes, "cross_gram"))
 
 
+@_array.quiet
 def squared_norms(candidates: Mapping[str, Record], geometry: Mapping[str, Operator]) -> Any:
     """Return ``<g_i, P g_i>`` (n,), the diagonal of `gram` without the products of different samples."""
     xp, n = check_model(candidates, geometry, what="squared_norms")

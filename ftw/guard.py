@@ -40,6 +40,7 @@ def signal(target: Any, samples: Any, m: int) -> tuple[Any, Any]:
     return f, v
 
 
+@_array.quiet
 def shrinkage(
     target: Any, samples: Any, pool_distance: Any, m: int, *, cap: float = 0.3, slope: float = 2.0
 ) -> tuple[Any, Any]:

@@ -1,0 +1,102 @@
+"""What the update rules share: the result, the inverse root of a second moment, bias corrections, weight decay."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+from ftw import _array
+from ftw._array import scalar_like
+from ftw.geometry import Diagonal, Operator, Scale
+
+__all__ = ["LinearUpdate", "correction", "coupled", "decoupled", "inverse_root", "number", "pick"]
+
+
+class LinearUpdate(NamedTuple):
+    """The next change of a parameter, ``-(offset + operator.apply(g))``.
+
+    Attributes
+    ----------
+    offset : array shaped like the parameter, or 0.0
+        What happens whatever is chosen: momentum and weight decay.
+    operator : operator
+        P, the response to the gradient.
+    """
+
+    offset: Any
+    operator: Operator
+
+
+def inverse_root(
+    xp: Any,
+    v: Any,
+    numerator: Any,
+    eps: float,
+    damping: float,
+    *,
+    eps_root: float = 0.0,
+    start: Any = False,
+    at_start: Any = 0.0,
+) -> Operator:
+    """Return ``numerator / (sqrt(v + eps_root) + eps + damping * rms(sqrt v))``.
+
+    It is ``Scale(0.0)`` where v is zero everywhere, an untouched parameter, and zero where the denominator is: there
+    the optimizer divides by zero. ``start`` says that there is no v yet; P is then ``at_start`` times the identity.
+    """
+    if start is True:
+        return Scale(at_start)
+    touched = xp.any(v != 0)
+    if start is False and _array.known(touched) is False:
+        return Scale(0.0)
+    denominator = (xp.sqrt(v + eps_root) if eps_root else xp.sqrt(v)) + eps  # the parameter's shape
+    if damping:
+        denominator = denominator + damping * xp.sqrt(xp.sum(v) / max(math.prod(v.shape), 1))
+    zero = (denominator == 0) | ~touched
+    values = xp.where(zero, 0.0, numerator / xp.where(zero, 1.0, denominator))
+    if start is not False:
+        values = xp.where(start, scalar_like(at_start, v) * xp.ones_like(v), values)
+    return Diagonal(values)
+
+
+def correction(beta: Any, t: Any) -> Any:
+    """Return ``1 - beta^t``, without cancellation for beta near one where t is an array of few bits."""
+    if isinstance(t, (int, float)) or not isinstance(beta, (int, float)):
+        return 1 - beta**t
+    xp = _array.namespace(t)
+    return -xp.expm1(t * math.log(beta)) if beta > 0 else xp.ones_like(t) - xp.astype(t == 0, t.dtype)
+
+
+def number(value: Any, like: Any) -> Any:
+    """Return a count or a rate as a Python number where reading it is free, else as an array like ``like``."""
+    if isinstance(value, (int, float)):
+        return value
+    if _array.is_free(value):
+        return value.item()
+    return scalar_like(value, like)
+
+
+def pick(xp: Any, condition: Any, a: Any, b: Any, like: Any) -> Any:
+    """Return a or b; they become arrays of the dtype of ``like`` only if the condition is one."""
+    if isinstance(condition, bool):
+        return a if condition else b
+    return xp.where(condition, _full(xp, a, like), _full(xp, b, like))
+
+
+def coupled(offset: Any, operator: Operator, weight_decay: float, param: Any, what: str) -> Any:
+    """Return the offset with the response to ``weight_decay * param``, which is added to the gradient."""
+    if not weight_decay:
+        return offset
+    if param is None:
+        raise ValueError(f"{what}: weight_decay={weight_decay} is coupled and needs param=, the parameter's value")
+    return offset + operator.apply(weight_decay * param)
+
+
+def decoupled(offset: Any, lr: Any, weight_decay: float, param: Any) -> Any:
+    """Return the offset with ``lr * weight_decay * param``; without ``param`` the decay is left out."""
+    if not weight_decay or param is None:
+        return offset
+    return offset + scalar_like(lr, param) * weight_decay * param
+
+
+def _full(xp: Any, x: Any, like: Any) -> Any:
+    return xp.asarray(x, dtype=like.dtype, device=_array.device(like))
