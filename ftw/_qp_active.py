@@ -1,17 +1,19 @@
 """Active-set Newton: guess which weights are free, solve for them exactly, correct the guess by whole blocks.
 
-With every weight outside the free set F held at a bound, the free ones and the multiplier t of the sum solve a linear system,
+With every weight outside the free set F held at a bound, the free ones and the multiplier t of the sum solve a
+linear system,
 
     M_FF z_F + M_FB z_B - q_F = t normal_F,      normal'z = total,
 
-here in the form of a correction to the present z, so that repeating a step refines it. Then every free weight that left its
-bounds goes to the bound it crossed, and every weight at a bound whose multiplier has the wrong sign is set free. This is the
-semismooth Newton method on the natural residual, or the primal-dual active-set method (Hintermüller, Ito & Kunisch 2002), with
-the exchange rule of block principal pivoting (Júdice & Pires 1994), which does not jump from one bound to the other. It ends
-after 3 to 15 exchanges or begins to cycle; the count of wrong signs tells, and the caller then turns elsewhere.
+here in the form of a correction to the present z, so that repeating a step refines it. Then every free weight that
+left its bounds goes to the bound it crossed, and every weight at a bound whose multiplier has the wrong sign is set
+free. This is the semismooth Newton method on the natural residual, or the primal-dual active-set method
+(Hintermüller, Ito & Kunisch 2002), with the exchange rule of block principal pivoting (Júdice & Pires 1994), which
+does not jump from one bound to the other. It ends after 3 to 15 exchanges or begins to cycle; the count of wrong
+signs tells, and the caller then turns elsewhere.
 
-The system is shifted by ``delta`` of a few roundings. Because what is solved for is the correction, the shift moves no answer:
-it is one step of the proximal point method (Rockafellar 1976), and among twins it divides the weight evenly.
+The system is shifted by ``delta`` of a few roundings. Because what is solved for is the correction, the shift moves
+no answer: it is one step of the proximal point method (Rockafellar 1976), and among twins it divides the weight evenly.
 """
 
 from __future__ import annotations
@@ -87,7 +89,11 @@ def _exchange(xp: Any, p: Problem, g: Guess, fixed: tuple[Any, ...], max_steps: 
         entering = movable & (xp.where(g.above, slope, -slope) > noise)
         flips = xp.where(free, over | (x + blur < lower), entering)
         above = xp.where(free, over, g.above & ~flips)
-    wrong = int(xp.count_nonzero(flips)) if isinstance(g.steps, int) else xp.astype(xp.count_nonzero(flips, axis=-1), xp.int32)
+    wrong = (
+        int(xp.count_nonzero(flips))
+        if isinstance(g.steps, int)
+        else xp.astype(xp.count_nonzero(flips, axis=-1), xp.int32)
+    )
     steps = g.steps + 1
     right = wrong == 0
     # in double precision a residual of n roundings is far below what anyone can see in the objective, its square
@@ -152,7 +158,7 @@ def _solve(xp: Any, p: Problem, g: Guess) -> tuple[Any, Any, Any]:
 
 
 def _closest(xp: Any, p: Problem, g: Guess, right: Any) -> Any:
-    """Tell the one weight (..., n) whose slope is nearest to the multiplier's: with a sum, one at least must be free."""
+    """Tell the weight (..., n) whose slope is nearest to the multiplier's: with a sum, one at least must be free."""
     distance = xp.abs(right / p.normal + g.multiplier[..., None])  # (..., n)
     closest = xp.argmin(distance, axis=-1)[..., None]  # (..., 1)
     return xp.arange(right.shape[-1], device=_array.device(right)) == closest

@@ -1,11 +1,12 @@
-"""Accelerated projected gradient with adaptive restart: the engine that cannot fail, and can be slow.
+"""Accelerated projected gradient with adaptive restart: no factorisation, no guess, and many steps.
 
-One step from the extrapolated point ``y`` (Beck & Teboulle 2009, FISTA), with L a bound on the largest eigenvalue of ``M``:
+One step from the extrapolated point y (Beck & Teboulle 2009), with L a bound on the largest eigenvalue of M:
 
     z+ = Proj(y - (My - q) / L),    t+ = (1 + sqrt(1 + 4 t^2)) / 2,    y+ = z+ + (t - 1)/t+ (z+ - z)
 
-and t falls back to 1 wherever the momentum points uphill, ``(y - z+)'(z+ - z) > 0`` (O'Donoghue & Candès 2015). Each step costs
-one product with M and one projection.
+and t falls back to 1 wherever the momentum points uphill, ``(y - z+)'(z+ - z) > 0`` (O'Donoghue & Candès 2015). Each
+step costs one product with M and one projection. It is what remains of `solve_qp` without the polish (docs/qp.md has
+the count of its steps): the projection is then in the metric of the diagonal of K, as the problem is scaled.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 from typing import Any
 
 from . import _loops
-from ._qp_problem import Problem, largest, product
+from ._qp_problem import Problem, largest, nonzero, product
 from .constraints import project_scaled
 
 
@@ -22,15 +23,15 @@ def lipschitz(xp: Any, M: Any) -> Any:
     return xp.max(xp.sum(xp.abs(M), axis=-1), axis=-1)
 
 
-def accelerated(xp: Any, p: Problem, z: Any, tol: Any, max_steps: int, *, check_every: int = 1) -> tuple[Any, Any]:
-    """Return the last point (..., n) and the number of steps (...) taken from ``z``.
+def accelerated(xp: Any, p: Problem, z: Any, tol: Any, max_steps: int, *, check_every: int = 1) -> tuple[Any, Any, Any]:
+    """Return the last point (..., n), the multiplier of the sum (...) and the number of steps (...) taken from ``z``.
 
-    Stops where the natural residual at the extrapolated point, ``L |y - z+|_inf``, is below ``tol`` times the size of the
-    problem.
+    Stops where the natural residual at the extrapolated point, ``L max |y - z+|``, is below ``tol`` times the size of
+    the problem.
     """
-    one = xp.ones_like(p.value)  # (...)
+    one = xp.ones_like(p.q[..., 0])  # (...)
     L = xp.maximum(lipschitz(xp, p.M), 1e-3 * one)  # (...)
-    size = largest(xp, p.q)  # (...)
+    size = p.size * one  # (...)
 
     def keep_going(state: tuple[Any, ...]) -> Any:
         _, _, _, residual, steps = state
@@ -55,6 +56,9 @@ def accelerated(xp: Any, p: Problem, z: Any, tol: Any, max_steps: int, *, check_
             steps + xp.astype(active, steps.dtype),
         )
 
-    steps = xp.zeros_like(p.value, dtype=xp.int32)
+    steps = xp.zeros_like(p.q[..., 0], dtype=xp.int32)
     z, _, _, _, steps = _loops.while_loop(keep_going, step, (z, z, one, one * xp.inf, steps), check_every=check_every)
-    return z, steps
+    slope = product(xp, p.M, z) - p.q  # (..., n)
+    free = z > p.limits.lower if p.limits.upper is None else (z > p.limits.lower) & (z < p.limits.upper)
+    weight = xp.where(free, p.normal, 0.0)
+    return z, xp.sum(weight * slope, axis=-1) / nonzero(xp, xp.sum(weight * weight, axis=-1)), steps

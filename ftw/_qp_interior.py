@@ -1,12 +1,14 @@
 """Primal-dual interior point: the fallback that converges on every kind of problem, singular or not, in 10 to 25 steps.
 
-Each bound gets a slack and a multiplier, ``s = z - lower`` with y and ``t = upper - z`` with v, all positive. A Newton step on
+Each bound gets a slack and a multiplier, ``s = z - lower`` with y and ``t = upper - z`` with v, all positive. A
+Newton step on
 
     Mz - q - m normal - y + v = 0,    normal'z = total,    s y = sigma mu,    t v = sigma mu
 
-reduces to one linear system with ``M + diag(y/s + v/t)``, which is positive definite however singular M is (Wright 1997, chapter
-10). The centring sigma follows the length of the step before, so that one factorisation a step is enough. The result is good to
-about eight digits: it serves to tell the free weights from the held ones, and the active-set method then finishes.
+reduces to one linear system with ``M + diag(y/s + v/t)``, which is positive definite however singular M is (Wright
+1997, chapter 10). The centring sigma follows the length of the step before, so that one factorisation a step is
+enough. The result is good to about eight digits: it serves to tell the free weights from the held ones, and the
+active-set method then finishes.
 """
 
 from __future__ import annotations
@@ -32,11 +34,13 @@ class Path(NamedTuple):
 
 
 def interior(xp: Any, p: Problem, steps: Any, run: Any, max_steps: int, tol: float) -> Path:
-    """Follow the path, where ``run`` (...) says so, until complementarity and slopes are within ``tol`` of their own sizes."""
+    """Follow the path, where ``run`` (...) says so, until complementarity and slopes are ``tol`` times their size."""
     read = _array.read
     lower, upper, total = p.limits
     zero, one = xp.zeros_like(p.q), xp.ones_like(p.q)
     unit = xp.eye(p.q.shape[-1], dtype=p.q.dtype, device=_array.device(p.q))
+    eps = float(xp.finfo(p.q.dtype).eps)
+    slack = max(tol, 16 * eps)  # slopes cannot be met better than they are computed
     below = above = None  # (..., n): which bounds there are, None for all
     count = xp.sum(one, axis=-1)  # (...): how many
     if upper is not None:
@@ -51,6 +55,9 @@ def interior(xp: Any, p: Problem, steps: Any, run: Any, max_steps: int, tol: flo
     def shorten(x: Any, dx: Any, mask: Any) -> Any:
         """Return 1/h for the longest step h that keeps x positive, (...)."""
         return xp.max(at(mask, -dx / at(mask, x, 1.0)), axis=-1)
+
+    def positive(x: Any) -> Any:
+        return xp.where(x > eps * eps, x, eps * eps)  # no ratio of two may overflow
 
     # a start well inside, with equal products of room and multiplier
     if total is not None:
@@ -113,12 +120,12 @@ def interior(xp: Any, p: Problem, steps: Any, run: Any, max_steps: int, tol: flo
         size = dot(xp, xp.abs(z), xp.abs(Mz) + xp.abs(p.q))
         reach = read(largest(xp, z))
         reach = _array.pick(xp, reach > p.size, reach, p.size)
-        near = read(complementarity <= tol * size) & read(largest(xp, dual) <= tol * reach)
+        near = read(complementarity <= tol * size) & read(largest(xp, dual) <= slack * reach)
         sound = read(xp.isfinite(dot(xp, dz, dz) + dm))
         going = sound & (near ^ True) & (a.steps + 1 < max_steps)
         h = column(length)
-        t, v = (t, v) if v is None else (t + h * dt, v + h * dv)
-        moved = (z + h * dz, m + length * dm, s + h * ds, y + h * dy, t, v)
+        t, v = (t, v) if v is None else (positive(t + h * dt), at(above, positive(v + h * dv)))
+        moved = (z + h * dz, m + length * dm, positive(s + h * ds), at(below, positive(y + h * dy)), t, v)
         new = Path(*keep(xp, sound, moved, a[:6]), length, going, a.steps + 1)
         return new if a.z.ndim == 1 else Path(*keep(xp, a.going, new, a))
 

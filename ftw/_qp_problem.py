@@ -1,11 +1,11 @@
-"""The problem that the QP's algorithms work on: scaled to a unit diagonal, every constraint set in one shape; its certificate.
+"""The problem that the QP's algorithms work on, scaled to a unit diagonal, and the certificate of an answer.
 
 With ``s_i = 1 / sqrt(K_ii)`` and ``w = scale * z`` the problem ``min 1/2 w'Kw - c'w`` over ``C`` becomes
 
     min 1/2 z'Mz - q'z    over    lower <= z <= upper  [, normal'z = total],        diag(M) = 1
 
-(Jacobi scaling). A common factor in ``K``, ``c`` or the bounds has then gone into ``scale`` and ``value``, so that nothing that
-follows depends on the units of the gradients.
+(Jacobi scaling). A common factor in ``K``, ``c`` or the bounds has then gone into ``scale`` and ``value``, so that
+nothing that follows depends on the units of the gradients.
 """
 
 from __future__ import annotations
@@ -57,7 +57,6 @@ def column(x: Any) -> Any:
 
 def keep(xp: Any, where: Any, new: Any, old: Any) -> Any:
     """Return the arrays of the tuple ``new`` for the problems that ``where`` (...) names, of ``old`` for the others."""
-
     if isinstance(where, bool):
         return tuple(new if where else old)
 
@@ -114,10 +113,13 @@ def scaled_problem(xp: Any, K: Any, c: Any, limits: Limits, ridge: Any) -> Probl
 
 
 def certificate(xp: Any, p: Problem, z: Any, multiplier: Any) -> tuple[Any, Any, Any]:
-    """Return the objective, the scaled natural residual and the relative duality gap of a feasible z; (...) each.
+    """Return the objective, the natural residual and the relative duality gap of z within its bounds; (...) each.
 
-    With ``slope = Mz - q - multiplier * normal`` the residual is ``max |z - clip(z - slope, lower, upper)|``. Every feasible v has
-    ``f(v) >= f(z) + slope'(v - z)``, as M is PSD and both have the same sum, so that the gap is ``max slope'(z - v)`` over the box.
+    With ``slope = Mz - q - multiplier * normal`` the residual is ``max |z - clip(z - slope, lower, upper)|`` over
+    the larger of ``max |z|`` and ``max |q|``; what the sum misses counts as well. Every v of the set has ``f(v) >=
+    f(z) + slope'(v - z)``, M being PSD and both sums the same, so that ``f(z)`` exceeds the minimum by at most
+    ``max_v slope'(z - v)``: the gap, taken over the bounds, where there is none over twice the point, and divided by
+    ``|z|'(|Mz| + |q|)``.
     """
     read = _array.read
     lower, upper, total = p.limits
@@ -133,11 +135,12 @@ def certificate(xp: Any, p: Problem, z: Any, multiplier: Any) -> tuple[Any, Any,
     else:  # where there is no bound, out to twice the point
         widest = 2 * column(size)
         lower = xp.maximum(lower, -widest * xp.ones_like(lower))
-    if upper is None:
-        upper = widest * xp.ones_like(lower)
-    else:
-        upper = xp.minimum(upper, widest * xp.ones_like(lower))
+    widest = widest * xp.ones_like(lower)  # (..., n)
+    upper = widest if upper is None else xp.minimum(upper, widest)
     kkt = xp.max(abs(z - clip(xp, z - slope, p.limits)), axis=-1) / size
+    if total is not None:
+        missing = abs(total - dot(xp, p.normal, z)) / nonzero(xp, total)
+        kkt = xp.maximum(kkt, missing)
     loss = read(dot(xp, slope, z - xp.where(slope > 0, lower, upper)))
     scale = nonzero(xp, read(dot(xp, length, abs(Mz) + abs(p.q))))
     return read(f), read(kkt), _array.pick(xp, loss > 0, loss, 0.0) / scale

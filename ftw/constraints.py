@@ -8,9 +8,10 @@ so that one projection and one solver serve them all. The nearest point to ``v``
 
     w_i(t) = clip(v_i - t / metric_i, lower_i, upper_i)
 
-with t = 0 for a plain box, and otherwise the root of the decreasing piecewise-linear function ``sum_i w_i(t) - total``. Its
-2n breakpoints are sorted, the segment that holds the root is read off from running sums, and the root is then recomputed
-from the free coordinates of that segment (Held, Wolfe & Crowder 1974; Condat 2016 reviews the alternatives).
+with t = 0 for a plain box, and otherwise the root of the decreasing piecewise-linear function ``sum_i w_i(t) -
+total``. Its 2n breakpoints are sorted, the segment that holds the root is read off from running sums, and the root
+is then recomputed from the free coordinates of that segment (Held, Wolfe & Crowder 1974; Condat 2016 reviews the
+alternatives).
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ Constraint = NonNegative | Simplex | CappedSimplex | Box
 
 
 class Limits(NamedTuple):
-    """A constraint set as arrays: ``lower`` (..., n), ``upper`` (..., n) or None, ``total`` (...) or None for no fixed sum."""
+    """A set as arrays: ``lower`` (..., n); ``upper`` (..., n) or None for none; ``total`` (...) or None for no sum."""
 
     lower: Any
     upper: Any
@@ -94,8 +95,9 @@ def project(constraint: Constraint, v: Any, *, metric: Any = None) -> Any:
     normal = xp.ones_like(v) if metric is None else 1 / xp.sqrt(xp.astype(metric, v.dtype))  # (..., n)
     # in z = sqrt(metric) w the metric is the identity, and the sum becomes sum_i normal_i z_i
     scaled = Limits(limits.lower / normal, None if limits.upper is None else limits.upper / normal, limits.total)
-    w = clip(xp, project_scaled(xp, v / normal, scaled, normal) * normal, limits)
     good = feasible(xp, limits) & xp.all(xp.isfinite(v), axis=-1)
+    v = xp.where(good[..., None], v, 0.0)
+    w = clip(xp, project_scaled(xp, v / normal, scaled, normal) * normal, limits)
     return xp.where(good[..., None], w, xp.nan)
 
 
@@ -142,8 +144,10 @@ def field(xp: Any, name: str, value: Any, like: Any, shape: tuple[int, ...]) -> 
 
 def finite(xp: Any, limits: Limits) -> Any:
     """Tell whether the set is made of numbers: no NaN among the bounds, a finite total; booleans (...)."""
-    good = limits.lower[..., 0] == 0 if limits.upper is None else ~xp.any(
-        xp.isnan(limits.lower) | xp.isnan(limits.upper), axis=-1
+    good = (
+        limits.lower[..., 0] == 0
+        if limits.upper is None
+        else ~xp.any(xp.isnan(limits.lower) | xp.isnan(limits.upper), axis=-1)
     )
     return good if limits.total is None else good & xp.isfinite(limits.total)
 
@@ -179,6 +183,7 @@ def project_scaled(xp: Any, v: Any, limits: Limits, normal: Any) -> Any:
 
 def _cut(xp: Any, v: Any, limits: Limits, normal: Any) -> Any:
     lower, upper, total = limits
+    total = total if isinstance(total, float) else total[..., None]  # (..., 1)
     square = normal * normal  # (..., n)
     points = (v - lower) / normal  # (..., n): from here on z_i = lower_i
     slopes = square
@@ -193,18 +198,18 @@ def _cut(xp: Any, v: Any, limits: Limits, normal: Any) -> Any:
     S = xp.cumulative_sum(slopes, axis=-1)  # (..., 2n)
     T = xp.cumulative_sum(slopes * points, axis=-1)
     base = xp.sum(normal * lower, axis=-1)[..., None]  # (..., 1)
-    # to the left of points[k] the sum is base + T[k] - S[k] t; it passes the total in the last segment that starts below
-    below = base + T - S * points < total[..., None]  # (..., 2n)
+    # left of points[k] the sum is base + T[k] - S[k] t; it passes the total in the last segment that starts below it
+    below = base + T - S * points < total  # (..., 2n)
     last = xp.sum(xp.astype(below, xp.int64), axis=-1)[..., None] - 1  # (..., 1)
     last = xp.where(last > 0, last, 0)
     slope = xp.take_along_axis(S, last, axis=-1)
-    root = (base + xp.take_along_axis(T, last, axis=-1) - total[..., None]) / xp.where(slope > 0, slope, 1.0)
+    root = (base + xp.take_along_axis(T, last, axis=-1) - total) / xp.where(slope > 0, slope, 1.0)
     root = xp.where(slope > 0, root, xp.take_along_axis(points, last, axis=-1))  # (..., 1)
     for _ in range(2):  # the running sums cancel: recompute from the coordinates that are free at the root
         z = v - root * normal  # (..., n)
         free = z > lower if upper is None else (z > lower) & (z < upper)
         z = clip(xp, z, limits)
         slope = xp.sum(xp.where(free, square, 0.0), axis=-1)[..., None]
-        excess = xp.sum(normal * z, axis=-1)[..., None] - total[..., None]
+        excess = xp.sum(normal * z, axis=-1)[..., None] - total
         root = root + xp.where(slope > 0, excess / xp.where(slope > 0, slope, 1.0), 0.0)
     return clip(xp, v - root * normal, limits)

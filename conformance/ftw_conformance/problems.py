@@ -66,7 +66,7 @@ def heavy(rng: Rng, n: int) -> Problem:
 
 
 def zeros(rng: Rng, n: int) -> Problem:
-    """A quarter of the gradients are zero."""
+    """Zero gradients for a quarter of the samples."""
     G, target = _pool(rng, n, 2 * n)
     return _from_gradients(G * (rng.uniform(size=(n, 1)) > 0.25), target)
 
@@ -92,7 +92,7 @@ def negative(rng: Rng, n: int) -> Problem:
 
 
 def clusters(rng: Rng, n: int) -> Problem:
-    """A few groups of strongly correlated gradients."""
+    """Cluster the gradients: a few groups, strongly correlated."""
     p = 2 * n
     centres = rng.normal(size=(max(n // 8, 2), p))
     G = centres[rng.integers(len(centres), size=n)] + 0.1 * rng.normal(size=(n, p))
@@ -124,7 +124,8 @@ def adam(rng: Rng, n: int) -> Problem:
 KINDS: dict[str, Callable[[Rng, int], Problem]] = {
     f.__name__: f
     for f in (
-        wide, narrow, square, twins, near_twins, heavy, zeros, conditioned, diagonal, negative, clusters, tiny, huge, adam,
+        wide, narrow, square, twins, near_twins, heavy, zeros, conditioned, diagonal, negative, clusters, tiny, huge,
+        adam,
     )
 }  # fmt: skip
 
