@@ -28,6 +28,7 @@ from ftw.gradients import Record
 
 from . import layout
 from .backprop import gradients, has_reentrant
+from .composed import refuse_batch_statistics
 from .derived import Aligned, Derived, Key, pull_of, written_out
 from .layout import Layout, Scattered
 from .records import merge, seen
@@ -124,6 +125,8 @@ class Capture(TorchFunctionMode):
                 return iter(args[0].unbind(0))
         keyed, sampled = self._look(args, kwargs)
         if not keyed:
+            if func is F.batch_norm:
+                refuse_batch_statistics(*args, **kwargs)
             out = func(*args, **kwargs)
         elif not graph:
             self._checkpointed = self._checkpointed or bool(sampled)

@@ -15,7 +15,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from .capture import Capture
 
-__all__ = ["affine", "batch_norm", "group_norm", "multi_head_attention", "prelu", "rms_norm"]
+__all__ = ["affine", "batch_norm", "group_norm", "multi_head_attention", "prelu", "refuse_batch_statistics", "rms_norm"]
 
 
 def affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
@@ -52,6 +52,15 @@ def group_norm(
         return affine(normal, _by_channel(weight, input), _by_channel(bias, input))
 
 
+def refuse_batch_statistics(*args: Any, training: bool = False, **kwargs: Any) -> None:
+    """Raise if a call of ``F.batch_norm`` takes its statistics from the batch."""
+    if training or (len(args) > 5 and args[5]):
+        raise ValueError(
+            "F.batch_norm with training=True couples the samples of a batch, so that a sample has no gradient of its own; use the "
+            "running statistics, or group_norm"
+        )
+
+
 def batch_norm(
     capture: Capture,
     input: Tensor,
@@ -64,11 +73,7 @@ def batch_norm(
     eps: float = 1e-5,
 ) -> Any:
     """Rule of ``F.batch_norm`` with fixed statistics; those of the batch couple its samples."""
-    if training or running_mean is None or running_var is None:
-        raise ValueError(
-            "F.batch_norm with training=True couples the samples of a batch, so that a sample has no gradient of its own; "
-            "use the running statistics, or group_norm"
-        )
+    refuse_batch_statistics(input, running_mean, running_var, weight, bias, training)
     with capture:
         normal = F.batch_norm(input, running_mean, running_var, None, None, False, momentum, eps)
         return affine(normal, _by_channel(weight, input), _by_channel(bias, input))

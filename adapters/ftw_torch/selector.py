@@ -24,6 +24,7 @@ import ftw
 from ftw import Selection, Status
 from ftw.geometry import Operator
 from ftw.gradients import Record
+from ftw.gram import squared_norms
 
 from . import batches
 from .audit import audit
@@ -248,6 +249,8 @@ class FilterThenWeight:
             )
         good = None
         if some_bad:
+            if bool(bad.all()):
+                _refuse_target(goal)
             if self.on_nonfinite == "raise" or bool(bad.all()):
                 _refuse_nonfinite(losses, scores, "pool")
             good = torch.nonzero(~bad)[:, 0]  # (n',)
@@ -316,6 +319,16 @@ class Scores:
         """Add one record's share."""
         part = ftw.scores({name: record}, {name: self.target[name]}, {name: self.operators[name]})  # (n,)
         self.total = part if self.total is None else self.total + part
+
+
+def _refuse_target(goal: Target) -> None:
+    """Raise if the target's gradient is not finite, naming the samples if their records are there."""
+    if goal.samples is not None:
+        lengths = squared_norms(goal.samples, dict.fromkeys(goal.samples, ftw.Scale(1.0)))  # (m,)
+        _refuse_nonfinite(torch.zeros_like(lengths), lengths, "target")
+    broken = [name for name, g in goal.mean.items() if not bool(torch.isfinite(g).all())]
+    if broken:
+        raise FloatingPointError(f"the gradient of the target is not finite in {', '.join(map(repr, broken[:8]))}")
 
 
 def _refuse_nonfinite(losses: Tensor, scores: Tensor | None, what: str) -> None:
