@@ -26,10 +26,10 @@ def mlp(dtype=jnp.float64, n=12, m=4):
 def warmed_up(tx, params, steps=3, seed=1):
     """The optimizer's state after a few steps of random gradients, the parameters unchanged."""
     rng = np.random.default_rng(seed)
-    state = tx.init(params)
+    state, update = tx.init(params), jax.jit(tx.update)
     for _ in range(steps):
         grads = jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape) * 0.1, p.dtype), params)
-        state = tx.update(grads, state, params)[1]
+        state = update(grads, state, params)[1]
     return state
 
 

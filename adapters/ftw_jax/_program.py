@@ -28,6 +28,8 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Literal
 
+from . import _jaxprs
+
 __all__ = ["Held", "Item", "Known", "Live", "Unreadable", "run"]
 
 
@@ -124,7 +126,7 @@ def _evaluate(jaxpr: Any, consts: Any, inputs: list[Item], damping: float, ortho
         items = [read(v) for v in eqn.invars]
         name = eqn.primitive.name
         if name in _CALLS:
-            inner, closed = _body(eqn)
+            inner, closed = _jaxprs.body(eqn)
             outs = _evaluate(inner, closed, items, damping, orthogonal)
         elif all(isinstance(x, Known) for x in items):
             outs = _constant(eqn, items)
@@ -140,14 +142,8 @@ def _evaluate(jaxpr: Any, consts: Any, inputs: list[Item], damping: float, ortho
     return [read(v) for v in jaxpr.outvars]
 
 
-def _body(eqn: Any) -> tuple[Any, Any]:
-    inner = next(eqn.params[k] for k in ("jaxpr", "call_jaxpr", "fun_jaxpr") if k in eqn.params)
-    return (inner.jaxpr, inner.consts) if hasattr(inner, "consts") else (inner, [])
-
-
 def _bind(eqn: Any, items: list[Any]) -> list[Any]:
-    out = eqn.primitive.bind(*(x.value for x in items), **eqn.params)
-    return list(out) if eqn.primitive.multiple_results else [out]
+    return _jaxprs.bind(eqn, [x.value for x in items])
 
 
 def _known(value: Any) -> Known:
@@ -266,7 +262,7 @@ def _live(eqn: Any, items: list[Any], damping: float, orthogonal: frozenset[int]
         return [Unreadable(o, name) for o in outs]
     if name == "neg":
         return [replace(x, value=y, scale=-x.scale)]
-    if name == "integer_pow" and eqn.params["y"] == 1:
+    if name == "stop_gradient" or (name == "integer_pow" and eqn.params["y"] == 1):
         return [replace(x, value=y)]
     if name == "convert_element_type" and jnp.issubdtype(y.dtype, jnp.floating):
         return [replace(x, value=y)]

@@ -13,7 +13,7 @@ from ftw.constraints import Constraint
 from ftw.filters import Filter
 from ftw.geometry import Operator
 
-from . import _dense, _names
+from . import _capture, _names
 from .geometry import geometry as optimizer_geometry
 from .geometry import is_psd
 
@@ -38,6 +38,7 @@ def filter_then_weight(
     solver: Callable[..., Any] | None = None,
     guard: float = 0.3,
     damping: float = 0.1,
+    capture: str = "auto",
     geometry: Geometry | None = None,
 ) -> Select:
     """Return a function that chooses ``keep`` samples of a pool, and weights for them, and composes their gradient.
@@ -52,6 +53,9 @@ def filter_then_weight(
         Those of `ftw.filter_then_weight`; by default half of the pool goes on to the Gram matrix.
     damping : float
         Added to second-moment denominators as a multiple of their root mean square over the parameter, not negative.
+    capture : {"auto", "dense", "factors"}
+        How per-sample gradients are kept: written out, which is ``vmap(grad)``; as the factors of products and look-ups wherever
+        the loss has them; or, parameter by parameter, as what takes less memory (`ftw_jax.capture_plan` states it).
     geometry : callable, optional
         ``(params, opt_state, gradient) -> {keystr path: operator}`` in place of the optimizer's own response, for optimizers
         that cannot be read; ``gradient`` is the target's, a tree like params.
@@ -71,7 +75,7 @@ def filter_then_weight(
         optimizer that cannot be read. Values (NaN, no useful candidate) come back in ``selection.status``, and with weights of
         NaN the gradient is NaN too.
     """
-    _check_options(loss, tx, keep, damping, geometry)
+    _check_options(loss, tx, keep, damping, capture, geometry)
 
     def select(params: Any, opt_state: Any, pool: Any, target: Any = None, **extra_args: Any) -> tuple[Any, Selection]:
         _, treedef = _names.flatten(params, what="params")
@@ -79,22 +83,26 @@ def filter_then_weight(
         if keep > n:
             raise ValueError(f"{_WHAT}: keep={keep} must lie in 1 .. {n}, the number of samples in the pool")
         _check_loss(loss, params, pool)
-        records, losses = _dense.per_sample(loss, params, pool)
+        if target is not None:
+            _check_alike(pool, target)
+        pool_trace, target_trace, views = _plan(loss, params, pool, target, capture)
+        records, losses = _capture.per_sample(pool_trace, params, pool)
         if target is None:
             samples, target_losses = None, losses
             g_T = ftw.combine(records, jnp.full((n,), 1 / n, losses.dtype))
         else:
             m = _samples(target, what="target")
-            _check_alike(pool, target)
-            samples, target_losses = _dense.per_sample(loss, params, target)
+            samples, target_losses = _capture.per_sample(target_trace, params, target)
             g_T = ftw.combine(samples, jnp.full((m,), 1 / m, losses.dtype))
-        at = jax.tree.unflatten(treedef, list(g_T.values()))
+        at = jax.tree.unflatten(treedef, [view.join([g_T[i] for i in view.names]) for view in views])
         if geometry is None:
             operators = optimizer_geometry(
                 tx, params, opt_state, anticipate=at, damping=damping, extra_args=extra_args
             )
         else:
             operators = dict(geometry(params, opt_state, at))
+        psd = is_psd(operators)
+        operators = {i: part for view in views for i, part in _parts(view, operators).items()}
         selection = ftw.filter_then_weight(
             records,
             g_T,
@@ -109,14 +117,42 @@ def filter_then_weight(
             target_samples=samples,
             guard=guard,
         )
-        selection = _refuse_indefinite(selection, is_psd(operators))
+        selection = _refuse_indefinite(selection, psd)
         members = ftw.take(records, selection.indices)
         grads = ftw.combine(members, selection.weights)
         selection = selection._replace(losses=losses, target_loss=jnp.mean(target_losses))
-        leaves = [g.astype(p.dtype) for g, p in zip(grads.values(), jax.tree.leaves(params), strict=True)]
+        joined = [view.join([grads[i] for i in view.names]) for view in views]
+        leaves = [g.astype(p.dtype) for g, p in zip(joined, jax.tree.leaves(params), strict=True)]
         return jax.tree.unflatten(treedef, leaves), selection
 
     return select
+
+
+def _plan(loss: Loss, params: Any, pool: Any, target: Any, capture: str) -> tuple[Any, Any, list[Any]]:
+    """Trace the loss of the pool and of the target, and choose what is kept as factors in both."""
+    batches = [pool] if target is None else [pool, target]
+    traced = [_capture.trace(loss, params, batch) for batch in batches]
+    chosen, _ = _capture.routes(traced, params, capture)
+    traced = [
+        _capture.trace(loss, params, batch, only=chosen, program=t.program)
+        for batch, t in zip(batches, traced, strict=True)
+    ]
+    return traced[0], traced[-1], _capture.views(traced[0], params)
+
+
+def _parts(view: _capture.View, operators: Mapping[str, Operator]) -> dict[str, Operator]:
+    """Return the operators of a parameter's records."""
+    if view.name not in operators:
+        raise ValueError(f"{_WHAT}: geometry has no operator for {view.name}; it has {sorted(operators)}")
+    operator = operators[view.name]
+    if isinstance(operator, ftw.Diagonal):
+        return dict(zip(view.names, map(ftw.Diagonal, view.split(operator.values)), strict=True))
+    if not isinstance(operator, ftw.Scale) and view.matrix is not None and view.shape != view.matrix:
+        raise TypeError(
+            f"{_WHAT}: {type(operator).__name__} acts on {view.name} {view.shape} as a whole, and its gradients are kept as "
+            f"{len(view.names)} matrices {view.matrix}; use capture='dense'"
+        )
+    return dict.fromkeys(view.names, operator)
 
 
 def _refuse_indefinite(selection: Selection, psd: Any) -> Selection:
@@ -127,7 +163,7 @@ def _refuse_indefinite(selection: Selection, psd: Any) -> Selection:
     )
 
 
-def _check_options(loss: Any, tx: Any, keep: Any, damping: Any, geometry: Any) -> None:
+def _check_options(loss: Any, tx: Any, keep: Any, damping: Any, capture: Any, geometry: Any) -> None:
     if not callable(loss):
         raise TypeError(f"{_WHAT}: loss must be a function (params, example) -> scalar, got {type(loss).__name__}")
     if not callable(getattr(tx, "update", None)):
@@ -136,8 +172,10 @@ def _check_options(loss: Any, tx: Any, keep: Any, damping: Any, geometry: Any) -
         raise TypeError(f"{_WHAT}: keep must be an int, got {type(keep).__name__}")
     if keep < 1:
         raise ValueError(f"{_WHAT}: keep={keep} must be at least 1")
-    if isinstance(damping, (int, float)) and not damping >= 0:
-        raise ValueError(f"{_WHAT}: damping={damping} must not be negative")
+    if not isinstance(damping, (int, float)) or not damping >= 0:
+        raise ValueError(f"{_WHAT}: damping={damping!r} must be a number, not negative")
+    if capture not in _capture.CAPTURES:
+        raise ValueError(f"{_WHAT}: capture={capture!r} is not one of {', '.join(_capture.CAPTURES)}")
     if geometry is not None and not callable(geometry):
         raise TypeError(f"{_WHAT}: geometry must be a function (params, opt_state, gradient) -> {{name: operator}}")
 
