@@ -59,6 +59,7 @@ def solve_qp(
     tol: float | None = None,
     max_steps: int = 0,
     start: Array | None = None,
+    assume_psd: bool = False,
 ) -> QPSolution:
     """Minimise 1/2 w'(K + ridge I) w - c'w over a constraint set; one problem, or a batch.
 
@@ -78,6 +79,9 @@ def solve_qp(
         The most rounds; 0 stands for 200 + 20 n.
     start : array (n,) or (B, n), optional
         Weights of a similar problem: their support is the first guess.
+    assume_psd : bool
+        Skip the factorisation of K that looks for an indefinite matrix, for a K that is a Gram matrix by construction.
+        It is about half of the time. NOT_PSD is then found only where it shows on the free coordinates.
 
     Returns
     -------
@@ -113,9 +117,11 @@ def solve_qp(
     else:
         lower, upper, total, has_total = bounds(constraint, shape[-1])
     if len(shape) == 2:
-        w, f, kkt, gap, steps, code = solve(K, c, lower, upper, total, has_total, float(ridge), first, max_steps)
+        w, f, kkt, gap, steps, code = solve(
+            K, c, lower, upper, total, has_total, float(ridge), first, max_steps, assume_psd
+        )
         return QPSolution(w, f, kkt, gap, steps, _STATUS[code])
-    return QPSolution(*solve_batch(K, c, lower, upper, total, has_total, float(ridge), first, max_steps))
+    return QPSolution(*solve_batch(K, c, lower, upper, total, has_total, float(ridge), first, max_steps, assume_psd))
 
 
 @jit_fast
@@ -129,6 +135,7 @@ def solve_batch(
     ridge: float,
     start: Array,
     max_steps: int,
+    assume_psd: bool,
 ) -> tuple[Array, Array, Array, Array, Array, Array]:
     """Solve B problems: K (B, n, n), c (B, n), start (B, n) or (B, 0); the results have a leading axis B."""
     B, n = c.shape
@@ -137,7 +144,7 @@ def solve_batch(
     steps, status = np.empty(B, np.int64), np.empty(B, np.int32)
     for i in range(B):
         weights[i], f[i], kkt[i], gap[i], steps[i], status[i] = solve(
-            K[i], c[i], lower, upper, total, has_total, ridge, start[i], max_steps
+            K[i], c[i], lower, upper, total, has_total, ridge, start[i], max_steps, assume_psd
         )
     return weights, f, kkt, gap, steps, status
 
@@ -153,6 +160,7 @@ def solve(
     ridge: float,
     start: Array,
     max_steps: int,
+    assume_psd: bool,
 ) -> tuple[Array, float, float, float, int, int]:
     """Solve one problem: K (n, n), c (n,), bounds (n,) or (1,), start (n,) or (0,).
 
@@ -169,7 +177,7 @@ def solve(
     status = scale(K, c, ridge, A, d, reach)
     if status == 0:
         status = check(low, high, total, has_total)
-    if status == 0 and not is_psd(A, 1e-6 * n):
+    if status == 0 and not assume_psd and not is_psd(A, 1e-6 * n):
         status = 4
     if status != 0:
         w[:] = np.nan

@@ -118,7 +118,8 @@ def filter_then_weight(
     G = np.ascontiguousarray(grads, dtype=np.float64)  # (n, p)
     P = np.ascontiguousarray(metric, dtype=np.float64)  # (p,) or (p, p)
     if target is None:
-        target = np.mean(G, axis=0)
+        with np.errstate(invalid="ignore", over="ignore"):
+            target = np.mean(G, axis=0)
     t = np.ascontiguousarray(target, dtype=np.float64)  # (p,)
     if weight not in ("qp", "uniform"):
         raise ValueError(f"weight is {weight!r}: give 'qp' or 'uniform'")
@@ -127,12 +128,13 @@ def filter_then_weight(
     if not 0.0 <= guard <= 1.0:
         raise ValueError(f"guard is {guard}: give a number between 0 and 1")
     constraint = Simplex(1.0) if constraint is None else constraint
-    b = similarity.scores(G, t, P)  # (n,)
+    with np.errstate(invalid="ignore", over="ignore"):  # what is not finite gets a status below
+        b = similarity.scores(G, t, P)  # (n,)
+        K = similarity.gram(G, P)  # (n, n)
     n = b.shape[0]
     if not 1 <= keep <= n:
         raise ValueError(f"keep is {keep} with {n} candidates: give 1 <= keep <= {n}")
     box = bounds(constraint, keep)
-    K = similarity.gram(G, P)  # (n, n)
     samples = None if target_samples is None else np.ascontiguousarray(target_samples, dtype=np.float64)  # (m, p)
     status = check_bounds(box)
     if not (np.isfinite(b).all() and np.isfinite(K).all() and (samples is None or np.isfinite(samples).all())):
