@@ -1,0 +1,35 @@
+"""The commands: ``python -m ftw_conformance verify | bench | efficacy | golden | mutate``."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+COMMANDS = {
+    "verify": ("verify", "run the table of cases on every backend"),
+    "golden": ("golden", "write or check the golden vectors"),
+    "mutate": ("mutate", "plant errors in a copy of the core and see whether verify notices"),
+    "bench qp": ("bench_qp", "time the QP solvers beside their peers"),
+    "bench torch": ("bench_torch", "time and memory of the PyTorch adapter"),
+    "bench jax": ("bench_jax", "time and memory of the JAX adapter"),
+    "efficacy": ("efficacy", "does it select well: methods side by side"),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    for words in (2, 1):
+        name = " ".join(argv[:words])
+        if name in COMMANDS:
+            module = importlib.import_module(f".{COMMANDS[name][0]}", __package__)
+            code: int = module.main(argv[words:])
+            return code
+    print("usage: python -m ftw_conformance COMMAND [--help]\n")
+    for name, (_, what) in COMMANDS.items():
+        print(f"  {name:12} {what}")
+    return 0 if argv in (["-h"], ["--help"]) else 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,18 @@
+"""The table of cases, a file for each part of the core."""
+
+from __future__ import annotations
+
+from ..table import Case, Refusal
+
+__all__ = ["every_case"]
+
+
+def every_case() -> list[Case | Refusal]:
+    """Return the whole table; names are unique."""
+    from . import choices, products, refusals, selections, updates, weights
+
+    parts = (products, weights, choices, updates, selections, refusals)
+    table = [case for part in parts for case in part.cases()]
+    names = [case.name for case in table]
+    assert len(set(names)) == len(names), sorted(n for n in names if names.count(n) > 1)
+    return table

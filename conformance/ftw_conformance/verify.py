@@ -1,0 +1,241 @@
+"""``python -m ftw_conformance verify``: run the table of cases on every backend and print what came of it."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from fnmatch import fnmatchcase
+from typing import Any
+
+from . import adapters, backends
+from .backends import Backend, Unavailable
+from .runner import FAIL, GAP, PASS, SKIP, Result, run
+from .table import Case, Refusal
+
+__all__ = ["main", "verify"]
+
+DTYPES = ("float64", "float32", "bfloat16", "float16")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; 0 if nothing failed, 1 if something did, 2 if nothing was run."""
+    options = _parser().parse_args(argv)
+    for module in options.plugin:
+        sys.path.insert(0, os.getcwd())
+        importlib.import_module(module)
+    every = [*backends.names(), *adapters.names()]
+    if options.list:
+        print("\n".join(every))
+        return 0
+    wanted = options.backend or every
+    start = time.perf_counter()
+    results, absent = _gather(wanted, options)
+    seconds = time.perf_counter() - start
+    if options.json:
+        report = {"results": [r._asdict() for r in results], "absent": absent, "seconds": seconds}
+        print(json.dumps(report, indent=None if options.worker else 1))
+    else:
+        _print_table(results, wide=options.verbose)
+        print(_summary(results, wanted, absent, seconds))
+    if any(r.verdict == FAIL for r in results):
+        return 1
+    return 0 if results else 2
+
+
+def verify(
+    backend: Backend,
+    dtypes: tuple[str, ...] = DTYPES,
+    *,
+    only: str = "*",
+    full: bool = False,
+    gaps: Any = None,
+    seen: Callable[[Result], None] | None = None,
+) -> list[Result]:
+    """Run the table on one backend.
+
+    Parameters
+    ----------
+    backend : Backend
+    dtypes : tuple of str
+        Those that the backend has are used.
+    only : str
+        Pattern of case names, as in a shell.
+    full : bool
+        Whether heavy cases are run on a backend that compiles.
+    gaps : list of Gap, optional
+        In place of the built-in list.
+    seen : callable, optional
+        Called with each result as it comes.
+    """
+    out = []
+    for case, dtype in _rows(backend, dtypes, only):
+        if getattr(case, "heavy", False) and backend.compiles and not full:
+            result = Result(case.name, backend.name, dtype, SKIP)
+        else:
+            result = run(case, backend, dtype, gaps)
+        if seen is not None:
+            seen(result)
+        out.append(result)
+    return out
+
+
+def _rows(backend: Backend, dtypes: tuple[str, ...], only: str) -> Iterator[tuple[Case | Refusal, str]]:
+    from .cases import every_case
+
+    for case in every_case():
+        if not fnmatchcase(case.name, only):
+            continue
+        if backend.traces and case.eager:
+            continue
+        if isinstance(case, Refusal):
+            if "float64" in dtypes or not set(dtypes) & set(backend.dtypes):
+                yield case, "float64"
+            continue
+        for dtype in dtypes:
+            if dtype in case.dtypes and dtype in backend.dtypes:
+                yield case, dtype
+
+
+def _gather(wanted: list[str], options: argparse.Namespace) -> tuple[list[Result], dict[str, str]]:
+    """Return all results, and why some backends are absent; with several jobs, a process for each backend."""
+    if options.jobs > 1 and len(wanted) > 1:
+        return _in_parallel(wanted, options)
+    results: list[Result] = []
+    absent: dict[str, str] = {}
+    for name in wanted:
+        shown = _Progress(name, quiet=options.worker or options.json or not sys.stderr.isatty())
+        try:
+            if name in adapters.names():
+                found = adapters.verify(name, options.device, only=options.only or "*", seen=shown)
+            else:
+                backend = backends.load(name, options.device)
+                dtypes = tuple(options.dtype or DTYPES)
+                missing = [d for d in dtypes if d not in backend.dtypes]
+                if len(missing) == len(dtypes):
+                    raise Unavailable(f"has no dtype {', '.join(missing)}")
+                found = verify(backend, dtypes, only=options.only or "*", full=options.full, seen=shown)
+        except Unavailable as error:
+            absent[name] = str(error)
+            continue
+        finally:
+            shown.close()
+        results += found
+    return results, absent
+
+
+def _in_parallel(wanted: list[str], options: argparse.Namespace) -> tuple[list[Result], dict[str, str]]:
+    """Run each backend in a process of its own, a few at a time; the slow ones start first."""
+    command = [sys.executable, "-m", "ftw_conformance", "verify", "--json", "--worker", "--jobs", "1"]
+    command += ["--device", options.device, "--only", options.only or "*"]
+    command += [word for d in options.dtype or () for word in ("--dtype", d)]
+    command += [word for m in options.plugin for word in ("--plugin", m)] + (["--full"] if options.full else [])
+    slow = {"jit": 0, "jax": 1, "ftw_jax": 2}
+    queue = sorted(wanted, key=lambda name: slow.get(name, 9))
+    running: dict[str, subprocess.Popen[str]] = {}
+    found: dict[str, dict[str, Any]] = {}
+    while queue or running:
+        while queue and len(running) < options.jobs:
+            name = queue.pop(0)
+            running[name] = subprocess.Popen([*command, "--backend", name], stdout=subprocess.PIPE, text=True)
+        name = next(iter(running))
+        text, _ = running[name].communicate()
+        code = running.pop(name).returncode
+        if not text.strip():
+            raise RuntimeError(f"the process of backend {name!r} ended with code {code} and no report")
+        found[name] = json.loads(text)
+    results = [Result(**row) for name in wanted for row in found[name]["results"]]
+    return results, {k: v for name in wanted for k, v in found[name]["absent"].items()}
+
+
+class _Progress:
+    """A line that counts."""
+
+    def __init__(self, name: str, *, quiet: bool) -> None:
+        self.name, self.quiet, self.count, self.failed = name, quiet, 0, 0
+
+    def __call__(self, result: Result) -> None:
+        self.count += 1
+        self.failed += result.verdict == FAIL
+        if not self.quiet:
+            print(f"\r{self.name}: {self.count} cases, {self.failed} failed   ", end="", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        if not self.quiet:
+            print(end="\r" + " " * 60 + "\r", file=sys.stderr)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Printing
+
+
+def _group(name: str) -> str:
+    parts = name.split("/")
+    return "/".join(parts[:2]) if len(parts) > 2 else parts[0]
+
+
+def _print_table(results: list[Result], *, wide: bool) -> None:
+    """Print a row for each group of cases, or for each case; what failed always has its own."""
+    header = f"{'case':52} {'backend':9} {'dtype':9} {'error':>9} {'allowed':>9} {'steps':>5}  verdict"
+    print(header + "\n" + "-" * len(header))
+    groups: dict[tuple[str, str, str], list[Result]] = {}
+    for r in results:
+        if wide or r.verdict in (FAIL, GAP):
+            _print_row(r.case, r)
+        else:
+            groups.setdefault((_group(r.case), r.backend, r.dtype), []).append(r)
+    for (name, _, _), rows in groups.items():
+        ran = [r for r in rows if r.verdict == PASS]
+        if not ran:
+            continue
+        worst = max(ran, key=lambda r: r.error / r.tolerance if r.tolerance else 0.0)
+        steps = [r.steps for r in ran if r.steps is not None]
+        _print_row(f"{name} ({len(ran)})", worst._replace(steps=max(steps) if steps else None))
+
+
+def _print_row(name: str, r: Result) -> None:
+    error = "equal" if r.error == 0 else f"{r.error:.1e}"
+    allowed = "-" if r.tolerance == 0 else f"{r.tolerance:.1e}"
+    steps = "" if r.steps is None else str(r.steps)
+    more = f"  {r.detail}" if r.detail else ""
+    print(f"{name:52} {r.backend:9} {r.dtype:9} {error:>9} {allowed:>9} {steps:>5}  {r.verdict}{more}")
+
+
+def _summary(results: list[Result], wanted: list[str], absent: dict[str, str], seconds: float) -> str:
+    lines = [""]
+    for name in wanted:
+        if name in absent:
+            lines.append(f"{name:9} absent: {absent[name]}")
+            continue
+        mine = [r for r in results if r.backend == name]
+        counts = {v: sum(r.verdict == v for r in mine) for v in (PASS, FAIL, GAP, SKIP)}
+        ran = len(mine) - counts[SKIP]
+        text = f"{name:9} {counts[PASS]} of {ran} cases pass in {sum(r.seconds for r in mine):.1f} s"
+        text += f", {counts[FAIL]} fail" if counts[FAIL] else ""
+        text += f", {counts[GAP]} known gaps" if counts[GAP] else ""
+        text += f"; {counts[SKIP]} left to --full, for the time that compiling takes" if counts[SKIP] else ""
+        lines.append(text)
+    failed = sum(r.verdict == FAIL for r in results)
+    end = "nothing was run" if not results else f"{failed} FAILED" if failed else "all pass"
+    return "\n".join([*lines, f"{end} ({seconds:.0f} s)"])
+
+
+def _parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(prog="python -m ftw_conformance verify", description=__doc__)
+    p.add_argument("--backend", action="append", metavar="NAME", help="one of --list; may be given several times")
+    p.add_argument("--device", default="cpu", help="cpu, or cuda for torch and jax")
+    p.add_argument("--dtype", action="append", choices=DTYPES, help="may be given several times; all by default")
+    p.add_argument("--only", metavar="PATTERN", help="case names, as in a shell: 'qp/*'")
+    p.add_argument("--full", action="store_true", help="also the heavy cases on backends that compile")
+    p.add_argument("--plugin", action="append", default=[], metavar="MODULE", help="import this module first: it registers")
+    p.add_argument("--jobs", type=int, default=2, help="backends at a time, each in a process (default 2)")
+    p.add_argument("--json", action="store_true", help="print a report for programs")
+    p.add_argument("--verbose", action="store_true", help="a row for each case")
+    p.add_argument("--list", action="store_true", help="print the names of backends and adapters")
+    p.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    return p
