@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from . import _array
 
-__all__ = ["cond", "fori_loop", "while_loop"]
+__all__ = ["compiled", "cond", "fori_loop", "while_loop"]
 
 S = TypeVar("S")
 
@@ -49,6 +49,19 @@ def cond(condition: Any, if_true: Callable[..., S], if_false: Callable[..., S], 
         result: S = sys.modules["jax"].lax.cond(condition, if_true, if_false, *operands)
         return result
     return if_true(*operands) if bool(condition) else if_false(*operands)
+
+
+def compiled(function: Callable[..., S], static: tuple[str, ...], like: Any) -> Callable[..., S]:
+    """Return ``function``, compiled whole if ``like`` is a JAX array: a loop outside of jit compiles at every call."""
+    if not _array.is_jax(like):
+        return function
+    if function not in _compiled:
+        _compiled[function] = sys.modules["jax"].jit(function, static_argnames=static)
+    result: Callable[..., S] = _compiled[function]
+    return result
+
+
+_compiled: dict[Any, Any] = {}
 
 
 def _uses_jax(state: Any) -> bool:

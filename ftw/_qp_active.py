@@ -102,7 +102,7 @@ def _exchange(xp: Any, p: Problem, g: Guess, fixed: tuple[Any, ...], max_steps: 
     done: Any = False
     if right is not False:
         residual = _array.read(xp.max(xp.where(free, abs(slope) - enough * noise, 0.0), axis=-1))  # (...)
-        done = right & ((residual <= 0) | (residual > 0.5 * g.residual))
+        done = right & ((residual <= 0) | (residual > 0.5 * g.residual) | (residual != residual))
         residual = _array.pick(xp, right, residual, math.inf)
     deadline = _array.pick(xp, right | (wrong < g.wrong), steps + PATIENCE, g.deadline)
     return Guess(

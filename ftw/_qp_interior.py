@@ -41,7 +41,8 @@ def interior(xp: Any, p: Problem, steps: Any, run: Any, max_steps: int, tol: flo
     unit = xp.eye(p.q.shape[-1], dtype=p.q.dtype, device=_array.device(p.q))
     eps = float(xp.finfo(p.q.dtype).eps)
     slack = max(tol, 16 * eps)  # slopes cannot be met better than they are computed
-    below = above = None  # (..., n): which bounds there are, None for all
+    below: Any = None
+    above: Any = None  # (..., n): which bounds there are, None for all
     count = xp.sum(one, axis=-1)  # (...): how many
     if upper is not None:
         below, above = lower > -xp.inf, upper < xp.inf
@@ -126,7 +127,8 @@ def interior(xp: Any, p: Problem, steps: Any, run: Any, max_steps: int, tol: flo
         h = column(length)
         t, v = (t, v) if v is None else (positive(t + h * dt), at(above, positive(v + h * dv)))
         moved = (z + h * dz, m + length * dm, positive(s + h * ds), at(below, positive(y + h * dy)), t, v)
-        new = Path(*keep(xp, sound, moved, a[:6]), length, going, a.steps + 1)
+        z, m, s, y, t, v = keep(xp, sound, moved, a[:6])
+        new = Path(z, m, s, y, t, v, length, going, a.steps + 1)
         return new if a.z.ndim == 1 else Path(*keep(xp, a.going, new, a))
 
     length = 0.0 if isinstance(steps, int) else xp.zeros_like(multiplier)

@@ -21,6 +21,7 @@ factorisations. The same code runs eagerly, on one problem or on leading axes, a
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -132,6 +133,14 @@ def solve_qp(
     array([1., 0., 0.])
     """
     xp, K, c, limits, ridge, tol, start = _checked(gram, linear, constraint, ridge, tol, max_steps, start)
+    run = _loops.compiled(_solution, ("xp", "max_steps", "polish"), c)
+    return QPSolution(*run(K, c, limits, ridge, tol, start, xp=xp, max_steps=max_steps, polish=_polish))
+
+
+def _solution(
+    K: Any, c: Any, limits: Limits, ridge: Any, tol: Any, start: Any, *, xp: Any, max_steps: int, polish: bool
+) -> tuple[Any, ...]:
+    """Return the fields of the solution of a problem whose shapes are right."""
     read, pick = _array.read, _array.pick
     is_finite = xp.all(xp.isfinite(K), axis=(-2, -1)) & xp.all(xp.isfinite(c), axis=-1) & finite(xp, limits)  # (...)
     is_finite = read(is_finite & (math.isfinite(ridge) if isinstance(ridge, float) else xp.isfinite(ridge)))
@@ -143,12 +152,15 @@ def solve_qp(
         ridge = (ridge if math.isfinite(ridge) else 0.0) if isinstance(ridge, float) else xp.where(good, ridge, 0.0)
         limits = Limits(*keep(xp, good, limits, [None if x is None else xp.zeros_like(x) for x in limits]))
     p = scaled_problem(xp, K, c, limits, ridge)
-    shift = float(xp.finfo(c.dtype).eps) ** 0.5  # no eigenvalue below minus this, with the diagonal at 1
-    unit = xp.eye(c.shape[-1], dtype=c.dtype, device=_array.device(c))
-    is_psd = read(_array.is_positive(xp, p.M + shift * unit))  # (...)
+    is_psd = read(_array.is_positive(xp, p.shifted))  # (...)
+    everywhere = is_psd if isinstance(is_psd, bool) else xp.all(is_psd)
+    is_psd, shifted = _loops.cond(
+        everywhere, lambda *x: x[:2], functools.partial(_second_look, xp), is_psd, p.shifted, p.M
+    )
+    p = p._replace(shifted=shifted)
     run = good & is_psd
     steps = 0 if isinstance(run, bool) else xp.zeros_like(c[..., 0], dtype=xp.int32)
-    if _polish:
+    if polish:
         z, steps, (f, kkt, gap) = _solve(xp, p, run, steps, start, tol, max_steps)
     else:
         z = project_scaled(xp, xp.zeros_like(c), p.limits, p.normal)
@@ -175,9 +187,15 @@ def solve_qp(
         return xp.full(shape, x, dtype=dtype, device=device) if isinstance(x, (int, float)) else xp.astype(x, dtype)
 
     f = f * p.value
-    return QPSolution(
-        w, back(f, c.dtype), back(kkt, c.dtype), back(gap, c.dtype), back(steps, xp.int32), back(status, xp.int32)
-    )
+    return w, back(f, c.dtype), back(kkt, c.dtype), back(gap, c.dtype), back(steps, xp.int32), back(status, xp.int32)
+
+
+def _second_look(xp: Any, is_psd: Any, shifted: Any, M: Any) -> tuple[Any, Any]:
+    """Tell whether M (..., n, n) lacks more than rounding and an inexact Gram matrix explain; shift it by as much."""
+    unit = xp.eye(M.shape[-1], dtype=M.dtype, device=_array.device(M))
+    more = M + float(xp.finfo(M.dtype).eps) ** 0.5 * unit
+    (shifted,) = keep(xp, is_psd, (shifted,), (more,))
+    return is_psd | _array.read(_array.is_positive(xp, more)), shifted
 
 
 def _certified(xp: Any, c: Any, kkt: Any, gap: Any, tol: Any) -> Any:

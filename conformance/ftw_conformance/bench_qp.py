@@ -196,7 +196,7 @@ def _torch() -> Solver:
 
 
 def _jax() -> Solver:
-    import jax
+    jax: Any = importlib.import_module("jax")
 
     jax.config.update("jax_enable_x64", True)
     solve = jax.jit(lambda K, c: ftw.qp.solve_qp(K, c, Simplex()).weights)
@@ -268,7 +268,7 @@ def _piqp() -> Solver:
 
 
 def _qpax() -> Solver:
-    import jax
+    jax: Any = importlib.import_module("jax")
 
     jax.config.update("jax_enable_x64", True)
     qpax = importlib.import_module("qpax")
@@ -283,7 +283,7 @@ def _qpax() -> Solver:
 
 
 def _nnls() -> Solver:
-    """Return nnls on a square root of K with the sum as one heavy row, as users of scipy do; the weights are rescaled."""
+    """Return nnls on a square root of K with the sum as one heavy row, as users of scipy do; rescaled."""
     optimize = importlib.import_module("scipy.optimize")
 
     def prepare(K: np.ndarray, c: np.ndarray) -> Callable[[], Any]:
@@ -317,7 +317,7 @@ def batch(seed: int, options: Any) -> None:
             print("not installed: ftw_reference")
     routes["core on numpy, leading axis"] = lambda K, c: lambda: ftw.qp.solve_qp(K, c, Simplex())
     try:
-        import jax
+        jax: Any = importlib.import_module("jax")
 
         jax.config.update("jax_enable_x64", True)
         mapped = jax.jit(jax.vmap(lambda K, c: ftw.qp.solve_qp(K, c, Simplex()).weights))
