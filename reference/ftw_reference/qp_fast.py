@@ -210,6 +210,8 @@ def solve(
         return w, np.nan, np.nan, np.nan, steps, status
     for i in range(n):
         w[i] = low[i] if side[i] == LOWER else (high[i] if side[i] == UPPER else min(max(x[i] / d[i], low[i]), high[i]))
+    if status == 5 and has_total:  # stopped on the way, where the sum need not hold
+        cut(w.copy(), np.ones(n), low, high, total, 0.0, w)
     tidy(w, low, high, total, has_total)
     for i in range(n):
         x[i] = w[i] * d[i]
