@@ -325,7 +325,9 @@ def leaves(tree: Any) -> list[Any]:
 
 def scalar_like(value: Any, x: Any) -> Any:
     """Return a number or 0-d array in the dtype of ``x``, so that it does not widen what it multiplies."""
-    if isinstance(value, (bool, int, float)) or not hasattr(value, "dtype"):
+    if isinstance(value, (bool, int, float)):
+        return value if type(value) in (bool, int, float) else float(value)  # NumPy's float64 is a float that widens
+    if not hasattr(value, "dtype"):
         return value
     xp = compat.array_namespace(x)
     return xp.astype(xp.asarray(value, device=device(x)), x.dtype)

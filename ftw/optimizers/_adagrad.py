@@ -12,6 +12,7 @@ from ._update import LinearUpdate, coupled, inverse_root, number
 __all__ = ["adagrad", "rmsprop"]
 
 
+@_array.quiet
 def adagrad(
     sum: Array,
     step: Any,
@@ -58,6 +59,7 @@ def adagrad(
     return LinearUpdate(coupled(0.0, operator, weight_decay, param, "adagrad"), operator)
 
 
+@_array.quiet
 def rmsprop(
     square_avg: Array,
     step: Any,

@@ -13,6 +13,7 @@ from ._update import LinearUpdate, correction, coupled, decoupled, inverse_root,
 __all__ = ["adam", "adamax", "adamw", "nadam", "radam"]
 
 
+@_array.quiet
 def adam(
     exp_avg: Array,
     exp_avg_sq: Array,
@@ -69,6 +70,7 @@ def adam(
     return LinearUpdate(coupled(offset, operator, weight_decay, param, "adam"), operator)
 
 
+@_array.quiet
 def adamw(
     exp_avg: Array,
     exp_avg_sq: Array,
@@ -95,6 +97,7 @@ def adamw(
     return LinearUpdate(decoupled(offset, lr, weight_decay, param), operator)
 
 
+@_array.quiet
 def nadam(
     exp_avg: Array,
     exp_avg_sq: Array,
@@ -140,6 +143,7 @@ def nadam(
     return LinearUpdate(coupled(offset, operator, weight_decay, param, "nadam"), operator)
 
 
+@_array.quiet
 def radam(
     exp_avg: Array,
     exp_avg_sq: Array,
@@ -196,6 +200,7 @@ def radam(
     return LinearUpdate(coupled(offset, operator, weight_decay, param, "radam"), operator)
 
 
+@_array.quiet
 def adamax(
     exp_avg: Array,
     exp_inf: Array,

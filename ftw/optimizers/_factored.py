@@ -14,6 +14,7 @@ from ._update import LinearUpdate, decoupled, inverse_root, number, pick
 __all__ = ["adafactor"]
 
 
+@_array.quiet
 def adafactor(
     row_var: Array | None,
     col_var: Array | None,
@@ -85,7 +86,8 @@ def adafactor(
             r = (1 - share) * r + share * xp.mean(a * a, axis=-1, keepdims=True)
             c = (1 - share) * c + share * xp.mean(a * a, axis=-2, keepdims=True)
         mean = xp.mean(r, axis=-2, keepdims=True)  # (..., 1, 1)
-        r = r / xp.where(mean > floor, mean, floor)
+        divisor = xp.where(mean < floor, floor, mean)
+        r = r / xp.where(divisor == 0, 1.0, divisor)
         left, right = _inverse(xp, r, damping), _inverse(xp, c, damping)
         plain = p.ndim == 2
         operator = Kronecker(alpha * left[:, 0], right[0, :]) if plain else Diagonal(alpha * left * right)

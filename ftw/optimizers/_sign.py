@@ -13,6 +13,7 @@ from ._update import LinearUpdate, coupled, decoupled, inverse_root, number
 __all__ = ["lion", "sgd"]
 
 
+@_array.quiet
 def sgd(
     momentum_buffer: Array | None = None,
     step: Any = None,
@@ -32,19 +33,15 @@ def sgd(
     ----------
     momentum_buffer : array, optional
         None before the first step: the buffer then becomes the gradient itself, without dampening.
-    step : int, optional
-        Steps already taken; 0 is the same as no buffer. It has no other use.
     lr : float or 0-d array
     momentum, dampening, weight_decay : float
     nesterov : bool
     param : array, optional
         Needed with weight decay.
-    anticipate, damping
-        Taken for the sake of a common form; there is no second moment.
+    step, anticipate, damping
+        Taken for the sake of a common form; not used.
     """
-    del anticipate, damping
-    if isinstance(step, int) and step == 0:
-        momentum_buffer = None
+    del step, anticipate, damping
     share = 1.0 if momentum_buffer is None or not momentum else 1.0 - dampening
     operator = Scale(lr * (1.0 + momentum * share if nesterov and momentum else share))
     offset: Any = 0.0
@@ -53,6 +50,7 @@ def sgd(
     return LinearUpdate(coupled(offset, operator, weight_decay, param, "sgd"), operator)
 
 
+@_array.quiet
 def lion(
     exp_avg: Array,
     step: Any,

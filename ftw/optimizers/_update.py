@@ -68,7 +68,7 @@ def correction(beta: Any, t: Any) -> Any:
 
 def number(value: Any, like: Any) -> Any:
     """Return a count or a rate as a Python number where reading it is free, else as an array like ``like``."""
-    if isinstance(value, (int, float)):
+    if type(value) in (int, float):
         return value
     if _array.is_free(value):
         return value.item()
