@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ftw
 import ftw_reference as ref
 import jax
 import jax.numpy as jnp
@@ -36,9 +37,9 @@ def warmed_up(tx, params, steps=3, seed=1):
 def explicit(loss, params, batch):
     """(n, p): per-sample gradients, one sample after the other, in float64."""
     n = jax.tree.leaves(batch)[0].shape[0]
-    rows = []
+    rows, gradient = [], jax.jit(jax.grad(loss))
     for i in range(n):
-        g = jax.grad(loss)(params, jax.tree.map(lambda x, i=i: x[i], batch))
+        g = gradient(params, jax.tree.map(lambda x, i=i: x[i], batch))
         rows.append(np.concatenate([np.asarray(x, float).reshape(-1) for x in jax.tree.leaves(g)]))
     return np.stack(rows)
 
@@ -67,3 +68,17 @@ def brute_force(loss, params, metric, pool, target, **options):
 def flat(tree):
     """(p,): the leaves of a tree, one after the other."""
     return np.concatenate([np.asarray(x, float).reshape(-1) for x in jax.tree.leaves(tree)])
+
+
+def light_solver(K, c, constraint, *, ridge=0.0, start=None):
+    """Non-negative least squares by coordinate descent: to the last digit for a few samples, and compiled in no time."""
+    assert isinstance(constraint, ftw.NonNegative)
+    n = c.shape[0]
+    K = K + ridge * jnp.eye(n, dtype=K.dtype)
+
+    def one(step, w):
+        i = step % n
+        return w.at[i].set(jnp.maximum(0.0, w[i] + (c[i] - K[i] @ w) / jnp.where(K[i, i] > 0, K[i, i], 1)))
+
+    w = jax.lax.fori_loop(0, 1000 * n, one, jnp.zeros_like(c))
+    return ftw.QPSolution(w, *[jnp.zeros((), c.dtype)] * 3, *[jnp.zeros((), jnp.int32)] * 2)

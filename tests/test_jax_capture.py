@@ -225,8 +225,12 @@ def test_the_same_gradient_either_way():
     batch = pool()
     traced = _capture.trace(loss, params, batch)
     weights = jnp.asarray([0.2, 0.0, 0.8])
-    records = _capture.per_sample(traced, params, batch).records
-    parts = ftw.combine(records, weights)
-    joined = [v.join([parts[i] for i in v.names]) for v in _capture.views(traced, params)]
-    expected = jax.grad(lambda p: weights @ jax.vmap(loss, in_axes=(None, 0))(p, batch))(params)
+
+    @jax.jit
+    def update(params):
+        parts = ftw.combine(_capture.per_sample(traced, params, batch).records, weights)
+        return [v.join([parts[i] for i in v.names]) for v in _capture.views(traced, params)]
+
+    joined = update(params)
+    expected = jax.jit(jax.grad(lambda p: weights @ jax.vmap(loss, in_axes=(None, 0))(p, batch)))(params)
     assert_allclose(jax_models.flat(joined), jax_models.flat(expected), rtol=1e-9, atol=1e-12)

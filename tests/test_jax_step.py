@@ -1,5 +1,9 @@
 """The step in JAX against brute force: gradients one by one, P by its formula, the reference's selection."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +21,8 @@ def test_adam_equals_brute_force(dtype, rtol):
     loss, params, pool, target = jax_models.mlp(dtype)
     tx = optax.adam(0.01)
     state = jax_models.warmed_up(tx, params)
-    select = jax.jit(ftw_jax.filter_then_weight(loss, tx, keep=4, shortlist=None))
+    options = {} if dtype == jnp.float64 else {"solver": jax_models.light_solver}
+    select = jax.jit(ftw_jax.filter_then_weight(loss, tx, keep=4, shortlist=None, **options))
     grads, selection = select(params, state, pool, target)
 
     def metric(g_T):
@@ -36,3 +41,241 @@ def test_adam_equals_brute_force(dtype, rtol):
     assert all(g.dtype == dtype for g in jax.tree.leaves(grads))
     losses = [float(loss(params, jax.tree.map(lambda x, i=i: x[i], pool))) for i in range(12)]
     assert_allclose(selection.losses, losses, rtol=1e-6)
+
+
+def language_model(dtype=jnp.float64):
+    """A tied embedding, layers in a scan, a norm: (loss, params, pool, target)."""
+    rng = np.random.default_rng(3)
+
+    def draw(*shape):
+        return jnp.asarray(rng.normal(size=shape) * 0.4, dtype)
+
+    def loss(p, tokens):
+        x = p["emb"][tokens[:-1]]
+        layer = jax.checkpoint(lambda x, w: (x + jnp.tanh(x @ w["up"] + w["bias"]) @ w["down"], None))
+        x, _ = jax.lax.scan(layer, x, p["layers"])
+        logits = (x * p["scale"]) @ p["emb"].T
+        return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[1:, None], axis=1))
+
+    layers = {"up": draw(2, 6, 8), "bias": draw(2, 8), "down": draw(2, 8, 6)}
+    params = {"emb": draw(9, 6), "layers": layers, "scale": 1 + draw(6)}
+    return loss, params, jnp.asarray(rng.integers(0, 9, (16, 5))), jnp.asarray(rng.integers(0, 9, (4, 7)))
+
+
+def test_both_routes_give_the_same_selection():
+    loss, params, pool, target = language_model()
+    tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(0.01))
+    state = jax_models.warmed_up(tx, params)
+    results = [
+        jax.jit(ftw_jax.filter_then_weight(loss, tx, keep=4, capture=capture, solver=jax_models.light_solver))(
+            params, state, pool, target
+        )
+        for capture in ("dense", "factors")
+    ]
+    assert ftw_jax.capture_plan(loss, params, pool, target, capture="factors")["['emb']"][0] == "factors"
+    (grads, dense), (same, factors) = results
+    assert dense.indices.tolist() == factors.indices.tolist()
+    assert float(dense.shrinkage) == pytest.approx(float(factors.shrinkage))
+    for name in ("scores", "weights", "match", "losses", "target_loss", "predicted_decrease"):
+        assert_allclose(getattr(factors, name), getattr(dense, name), rtol=1e-9, atol=1e-12, err_msg=name)
+    assert_allclose(jax_models.flat(same), jax_models.flat(grads), rtol=1e-9, atol=1e-13)
+    weighted = jax.jit(
+        jax.grad(lambda p: dense.weights @ jax.vmap(loss, in_axes=(None, 0))(p, pool[dense.indices]))
+    )  # the gradient is that of the weighted losses
+    assert_allclose(jax_models.flat(grads), jax_models.flat(weighted(params)), rtol=1e-9, atol=1e-13)
+
+
+def test_a_training_loop_traces_once_and_calls_nothing_on_the_host():
+    loss, params, pool, target = jax_models.mlp(jnp.float32)
+    traces = []
+
+    def counted(p, e):
+        traces.append(None)
+        return loss(p, e)
+
+    tx = optax.MultiSteps(optax.adamw(optax.linear_schedule(0.0, 0.02, 4)), 2)
+    select = ftw_jax.filter_then_weight(counted, tx, keep=3)
+
+    def step(params, state, pool):
+        grads, selection = select(params, state, pool, target)
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state, selection
+
+    compiled = jax.jit(step, donate_argnums=(0, 1))
+    state = tx.init(params)
+    assert "callback" not in compiled.lower(params, state, pool).as_text()
+    losses, once = [], None
+    for number in range(12):
+        params, state, selection = compiled(params, state, jax.tree.map(lambda x, i=number: jnp.roll(x, i, axis=0), pool))
+        once = len(traces) if number == 0 else once
+        losses.append(float(selection.target_loss))
+        assert int(selection.status) == ftw.Status.OK
+    assert len(traces) == once
+    assert losses[-1] < losses[0]
+
+
+def test_vmap_is_one_selection_after_the_other():
+    loss, params, pool, target = jax_models.mlp()
+    tx = optax.sgd(0.1)
+    select = ftw_jax.filter_then_weight(loss, tx, keep=3, solver=jax_models.light_solver)
+    pools = jax.tree.map(lambda x: jnp.stack([x, x[::-1] * 0.7]), pool)
+    grads, several = jax.jit(jax.vmap(select, in_axes=(None, None, 0, None)))(params, tx.init(params), pools, target)
+    single = jax.jit(select)
+    for i in range(2):
+        g, one = single(params, tx.init(params), jax.tree.map(lambda x, i=i: x[i], pools), target)
+        assert several.indices[i].tolist() == one.indices.tolist()
+        assert_allclose(several.weights[i], one.weights, rtol=1e-9)
+        assert_allclose(grads["out"]["kernel"][i], g["out"]["kernel"], rtol=1e-9)
+
+
+CHEAP = {"filter": "top_k", "weight": "uniform", "guard": 0.0}  # no QP: seconds less to compile
+
+
+def test_the_pools_own_mean_is_the_target_by_default():
+    loss, params, pool, _ = jax_models.mlp()
+    tx = optax.sgd(0.1)
+    select = jax.jit(ftw_jax.filter_then_weight(loss, tx, keep=12, shortlist=None, **CHEAP))
+    grads, selection = select(params, tx.init(params), pool)
+    assert float(selection.match) == pytest.approx(1)
+    assert float(selection.target_loss) == pytest.approx(float(jnp.mean(selection.losses)))
+    assert_allclose(jax_models.flat(grads), jax_models.explicit(loss, params, pool).mean(axis=0), rtol=1e-9)
+
+
+def test_values_come_back_in_the_status():
+    loss, params, pool, target = jax_models.mlp()
+
+    def run(tx, pool=pool, **options):
+        select = jax.jit(ftw_jax.filter_then_weight(loss, tx, keep=3, **CHEAP, **options))
+        return select(params, tx.init(params), pool, target)
+
+    broken = {**pool, "x": pool["x"].at[4, 0, 0].set(jnp.nan)}
+    grads, selection = run(optax.adam(0.1), broken)
+    assert int(selection.status) == ftw.Status.NOT_FINITE
+    assert np.all(np.isnan(selection.weights))
+    assert np.all(np.isnan(jax_models.flat(grads)))
+    assert np.argwhere(np.isnan(selection.losses)).tolist() == [[4]]
+    assert int(run(optax.set_to_zero())[1].status) == ftw.Status.NOTHING_USEFUL
+    assert int(run(optax.scale_by_adam())[1].status) == ftw.Status.NOT_PSD
+    assert int(run(optax.adam(lambda count: 0.0 * count))[1].status) == ftw.Status.OK
+
+
+def test_a_response_stated_by_hand():
+    loss, params, pool, target = jax_models.mlp()
+    tx = optax.rprop(0.1)
+    state = tx.init(params)
+    with pytest.raises(TypeError, match="ScaleByRpropState.*geometry="):
+        jax.eval_shape(ftw_jax.filter_then_weight(loss, tx, keep=3), params, state, pool, target)
+
+    def plain(p, s, gradient):
+        assert jax.tree.structure(gradient) == jax.tree.structure(p)
+        assert s is state
+        return {jax.tree_util.keystr(path): ftw.Scale(2.0) for path, _ in jax.tree_util.tree_flatten_with_path(p)[0]}
+
+    g = jax_models.explicit(loss, params, pool)
+    g_T = jax_models.explicit(loss, params, target).mean(axis=0)
+    select = ftw_jax.filter_then_weight(loss, tx, keep=3, geometry=plain, **CHEAP)
+    _, selection = jax.jit(lambda pool: select(params, state, pool, target))(pool)
+    assert_allclose(selection.scores, 2 * g @ g_T, rtol=1e-9)
+    with pytest.raises(ValueError, match=r"geometry has no operator for \['in'\]\['bias'\]"):
+        jax.eval_shape(
+            ftw_jax.filter_then_weight(loss, tx, keep=3, geometry=lambda p, s, g: {}), params, state, pool, target
+        )
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"keep": 0}, ValueError, "keep=0 must be at least 1"),
+        ({"keep": 2.0}, TypeError, "keep must be an int, got float"),
+        ({"keep": 99}, ValueError, "keep=99 must lie in 1 .. 12"),
+        ({"tx": 3}, TypeError, "tx must be an optax"),
+        ({"loss": 3}, TypeError, "loss must be a function"),
+        ({"loss": lambda p, e: e["x"]}, TypeError, r"loss\(params, example\) must return one floating scalar.*float64\[3, 5\]"),
+        ({"capture": "all"}, ValueError, "capture='all' is not one of auto, dense, factors"),
+        ({"damping": -1}, ValueError, "damping=-1"),
+        ({"filter": "best"}, ValueError, "filter='best'"),
+        ({"guard": 2}, ValueError, "guard=2"),
+        ({"geometry": {}}, TypeError, "geometry must be a function"),
+        ({"pool": {"x": jnp.zeros((4, 3)), "y": jnp.zeros(3)}}, ValueError, r"array of pool must have .*'y'.*: \(3,\)"),
+        ({"target": {"x": jnp.zeros((0, 3, 5)), "y": jnp.zeros((0, 3, 2))}}, ValueError, "target holds no samples"),
+        ({"target": jnp.zeros((3, 5))}, ValueError, "target is PyTreeDef.*the pool PyTreeDef"),
+        ({"params": {"w": jnp.zeros(3, int)}}, TypeError, r"params: \['w'\] is int64"),
+    ],
+)  # fmt: skip
+def test_errors_name_the_argument(options, error, message):
+    loss, params, pool, target = jax_models.mlp()
+    given = {"loss": loss, "tx": optax.sgd(0.1), "keep": 3, "params": params, "pool": pool, "target": target, **options}
+    arrays = [given.pop(name) for name in ("params", "pool", "target")]
+    with pytest.raises(error, match=message):
+        select = ftw_jax.filter_then_weight(given.pop("loss"), given.pop("tx"), **given)
+        jax.eval_shape(select, arrays[0], (optax.EmptyState(),) * 2, *arrays[1:])
+
+
+SHARDED = """
+import jax, jax.numpy as jnp, numpy as np, optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+import ftw_jax
+
+assert len(jax.devices()) == 4
+rng = np.random.default_rng(0)
+draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+loss = lambda p, e: jnp.mean((jnp.tanh(e["x"] @ p["a"]) @ p["b"] - e["y"]) ** 2)
+params, pool = {"a": draw(5, 7), "b": draw(7, 2)}, {"x": draw(16, 3, 5), "y": draw(16, 3, 2)}
+target = {"x": draw(4, 3, 5), "y": draw(4, 3, 2)}
+tx = optax.adam(0.01)
+step = jax.jit(ftw_jax.filter_then_weight(loss, tx, keep=4, capture="factors"))
+grads, one = step(params, tx.init(params), pool, target)
+mesh = Mesh(np.array(jax.devices()), ("data",))
+spread = jax.device_put(pool, NamedSharding(mesh, PartitionSpec("data")))
+everywhere = jax.device_put((params, tx.init(params), target), NamedSharding(mesh, PartitionSpec()))
+assert len(spread["x"].sharding.device_set) == 4
+same, many = step(*everywhere[:2], spread, everywhere[2])
+assert one.indices.tolist() == many.indices.tolist()
+np.testing.assert_allclose(many.weights, one.weights, rtol=1e-4, atol=1e-6)
+np.testing.assert_allclose(many.scores, one.scores, rtol=1e-4, atol=1e-6)
+np.testing.assert_allclose(same["a"], grads["a"], rtol=1e-4, atol=1e-5)
+print("the same on", len(many.losses.sharding.device_set), "devices")
+"""
+
+
+def test_a_pool_spread_over_devices():
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", SHARDED], env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout == "the same on 4 devices\n", done.stderr
+
+
+def test_the_same_selection_in_torch():
+    torch = pytest.importorskip("torch")
+    from ftw_torch import FilterThenWeight
+
+    _, params, pool, target = jax_models.mlp(jnp.float64)
+    model = torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.Tanh(), torch.nn.Linear(7, 2)).double()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.1)
+    as_torch = lambda tree: {k: torch.tensor(np.asarray(v)) for k, v in tree.items()}  # noqa: E731
+
+    def per_sample(model, batch):
+        return ((model(batch["x"]) - batch["y"]) ** 2).mean((1, 2))
+
+    for _ in range(3):
+        optimizer.zero_grad()
+        per_sample(model, as_torch(target)).mean().backward()
+        optimizer.step()
+
+    named = dict(model.named_parameters())
+    copied = lambda f: {n: jnp.asarray(f(p).detach().numpy()) for n, p in named.items()}  # noqa: E731
+    params = copied(lambda p: p)
+    tx = optax.adamw(0.01, weight_decay=0.1)
+    state = tx.init(params)
+    moments = {"mu": copied(lambda p: optimizer.state[p]["exp_avg"]), "nu": copied(lambda p: optimizer.state[p]["exp_avg_sq"])}
+    state = (state[0]._replace(count=jnp.asarray(3, jnp.int32), **moments), *state[1:])
+
+    def loss(p, e):
+        hidden = jnp.tanh(e["x"] @ p["0.weight"].T + p["0.bias"])
+        return jnp.mean((hidden @ p["2.weight"].T + p["2.bias"] - e["y"]) ** 2)
+
+    ours = jax.jit(ftw_jax.filter_then_weight(loss, tx, keep=4))(params, state, pool, target)[1]
+    theirs = FilterThenWeight(model, optimizer, per_sample, keep=4).select(as_torch(pool), as_torch(target))
+    assert ours.indices.tolist() == theirs.indices.tolist()
+    assert_allclose(ours.weights, theirs.weights.numpy(), atol=1e-5)
+    assert_allclose(ours.scores, theirs.scores.numpy(), rtol=1e-6)
+    assert_allclose(ours.shrinkage, float(theirs.shrinkage), rtol=1e-5)

@@ -5,6 +5,6 @@
 """
 
 from .geometry import geometry, linear_updates
-from .step import filter_then_weight
+from .step import capture_plan, filter_then_weight
 
-__all__ = ["filter_then_weight", "geometry", "linear_updates"]
+__all__ = ["capture_plan", "filter_then_weight", "geometry", "linear_updates"]

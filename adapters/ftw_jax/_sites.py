@@ -210,9 +210,10 @@ def _lookup(eqn: Any, r: Ref, lengths: tuple[int, ...]) -> Lookup | None:
     numbers, shape, out = eqn.params["dimension_numbers"], eqn.invars[0].aval.shape, eqn.outvars[0].aval
     if r.swapped or len(shape) != 2 or tuple(eqn.params["slice_sizes"]) != (1, shape[1]):
         return None
-    if tuple(numbers.offset_dims) != (out.ndim - 1,) or tuple(numbers.collapsed_slice_dims) != (0,):
-        return None
-    if tuple(numbers.start_index_map) != (0,) or tuple(numbers.operand_batching_dims):
-        return None
     drops = eqn.params["mode"] == jax.lax.GatherScatterMode.FILL_OR_DROP
+    layout = tuple(numbers.offset_dims), tuple(numbers.collapsed_slice_dims), tuple(numbers.start_index_map)
+    whole_rows = layout == ((out.ndim - 1,), (0,), (0,))
+    sliced = layout == ((out.ndim - 2, out.ndim - 1), (), (0, 1)) and not drops  # table[i] under vmap: the column is clipped to 0
+    if not (whole_rows or sliced) or tuple(numbers.operand_batching_dims):
+        return None
     return Lookup(r.leaf, r.levels, lengths, tuple(shape), 1, _struct(out), drops)

@@ -17,7 +17,7 @@ from . import _capture, _names
 from .geometry import geometry as optimizer_geometry
 from .geometry import is_psd
 
-__all__ = ["filter_then_weight"]
+__all__ = ["capture_plan", "filter_then_weight"]
 
 Loss = Callable[[Any, Any], Any]
 Geometry = Callable[[Any, Any, Any], Mapping[str, Operator]]
@@ -126,6 +126,25 @@ def filter_then_weight(
         return jax.tree.unflatten(treedef, leaves), selection
 
     return select
+
+
+def capture_plan(
+    loss: Loss, params: Any, pool: Any, target: Any = None, *, capture: str = "auto"
+) -> dict[str, tuple[str, int]]:
+    """Return how the per-sample gradients of each parameter would be kept, and the bytes of one sample.
+
+    Parameters
+    ----------
+    loss, params, pool, target, capture
+        Those of `filter_then_weight` and of the function it returns; shapes are enough (`jax.ShapeDtypeStruct`).
+
+    Returns
+    -------
+    dict of str to (str, int)
+        By keystr path: "dense", the parameter's own size; or "factors", the inputs and output gradients of its products.
+    """
+    traced = [_capture.trace(loss, params, batch) for batch in ([pool] if target is None else [pool, target])]
+    return _capture.routes(traced, params, capture)[1]
 
 
 def _plan(loss: Loss, params: Any, pool: Any, target: Any, capture: str) -> tuple[Any, Any, list[Any]]:
