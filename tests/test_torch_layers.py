@@ -224,6 +224,12 @@ FLOATS = {
         lambda m, x: m.a(x, x.flip(1), tgt_is_causal=True, tgt_mask=nn.Transformer.generate_square_subsequent_mask(x.shape[1])),
         a=nn.TransformerDecoderLayer(6, 2, 8, 0.0, batch_first=True),
     ),
+    "learned queries": lambda: Model(
+        lambda m, x: F.scaled_dot_product_attention(m.q.expand(x.shape[0], -1, -1), x, x), {"q": (1, 3, 6)}
+    ),
+    "learned queries, written out": lambda: Model(
+        lambda m, x: torch.softmax(m.q[None].expand(x.shape[0], -1, -1) @ x.mT, -1) @ x, {"q": (3, 6)}
+    ),
     "experts, modules": lambda: Experts(6, fused=False),
     "experts, one parameter": lambda: Experts(6, fused=True),
     "experts, masked": lambda: Model(masked_expert, up=nn.Linear(6, 6)),
@@ -234,9 +240,6 @@ AUTOGRAD = {
     "bilinear": lambda: Model(lambda m, x: m.b(x, x), b=nn.Bilinear(6, 6, 2)),
     "einsum": lambda: Model(lambda m, x: torch.einsum("nti,oi->nto", x, m.w), {"w": (3, 6)}),
     "mixed uses": lambda: Model(lambda m, x: F.linear(x, m.w) + torch.einsum("nti,oi->nto", x, m.w), {"w": (3, 6)}),
-    "learned queries": lambda: Model(
-        lambda m, x: F.scaled_dot_product_attention(m.q.expand(x.shape[0], -1, -1), x, x), {"q": (1, 3, 6)}
-    ),
 }
 
 

@@ -69,7 +69,7 @@ def classifier_loss(model, batch):
 def per_sample_gradients(model, loss, batch, take):
     """{name: (n, *shape)} by one backward pass a sample, on batches of one."""
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    n = (batch[0] if isinstance(batch, tuple) else batch).shape[0]
+    n = batches.size(batch, "batch")
     rows = {name: [] for name in parameters}
     for i in range(n):
         grads = torch.autograd.grad(loss(model, take(batch, i))[0], list(parameters.values()), allow_unused=True)

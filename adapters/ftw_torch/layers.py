@@ -115,7 +115,7 @@ def matmul(capture: Capture, input: Tensor, other: Tensor) -> Any:
     if capture.name(input) is not None and input.ndim == 2 and other.ndim > 1 and capture.sampled(other):
         with capture:
             return F.linear(other.mT, input).mT
-    return NotImplemented
+    return _batched(torch.matmul)(capture, input, other) if min(input.ndim, other.ndim) > 2 else NotImplemented
 
 
 def _right(capture: Capture, x: Tensor, weight: Tensor, bias: Tensor | None) -> Any:
@@ -197,7 +197,10 @@ def embedding(
 
 
 def getitem(capture: Capture, input: Tensor, index: Any) -> Any:
-    """Rule of ``W[indices]`` with indices that belong to samples."""
+    """Rule of ``W[indices]`` with indices that belong to samples, and of ``W[expert]`` with one number computed from them."""
+    if isinstance(index, Tensor) and index.ndim == 0 and not index.is_floating_point() and index.dtype != torch.bool:
+        with capture:
+            return input[int(index)]
     if isinstance(index, Tensor) and index.dtype in (torch.int64, torch.int32) and input.ndim == 2:
         with capture:
             return F.embedding(torch.where(index < 0, index + input.shape[0], index), input)
@@ -306,6 +309,20 @@ def _with_copies(capture: Capture, function: Rule, args: tuple[Any, ...], kwargs
     return function(*changed[: len(args)], **dict(zip(kwargs, changed[len(args) :], strict=True)))
 
 
+def _batched(function: Rule) -> Rule:
+    """Return the rule of a function of matrices whose other axes are aligned from the right (attention)."""
+
+    def rule(capture: Capture, *args: Any, **kwargs: Any) -> Any:
+        for x in (*args, *kwargs.values()):
+            if isinstance(x, Tensor) and capture.sampled(x) and capture.samples > 1:
+                place = capture.where(x)
+                if place is None or not _on_leading_axes(capture, x, place, 2):
+                    return NotImplemented
+        return _with_copies(capture, function, args, kwargs)
+
+    return rule
+
+
 def _in_place(function: Rule) -> Rule:
     def rule(capture: Capture, input: Tensor, *args: Any, **kwargs: Any) -> Any:
         return _with_copies(capture, function, (input, *args), kwargs) if capture.sampled(input) else NotImplemented
@@ -366,6 +383,7 @@ RULES: dict[Any, Rule] = {
     F.group_norm: composed.group_norm,
     F.batch_norm: composed.batch_norm,
     F.prelu: composed.prelu,
+    F.scaled_dot_product_attention: _batched(F.scaled_dot_product_attention),
     F.multi_head_attention_forward: composed.multi_head_attention,
     **dict.fromkeys(forms("addmm"), addmm),
     **dict.fromkeys(forms("matmul", "__matmul__", "mm"), matmul),

@@ -307,20 +307,6 @@ def _expanded(x: Tensor, layout: Any, n: int, args: Any, kwargs: Any, out: Tenso
     return broadcast(tuple(x.shape), layout, tuple(out.shape), n)
 
 
-def numbers(shape: Sequence[int], layout: Any, n: int, device: torch.device) -> Tensor | None:
-    """Return the sample number of every index of the leading axes ``shape``, which must contain that of the samples."""
-    if isinstance(layout, Scattered):
-        lead = layout.rows.ndim
-        if len(shape) < lead:
-            return None
-        return layout.rows.reshape(*layout.rows.shape, *[1] * (len(shape) - lead)).expand(*shape)
-    where = axis(shape, Layout(layout.outer, layout.inner), n)
-    if where is None:
-        return None
-    line = torch.arange(shape[where.index], device=device) // where.inner % n
-    return line.reshape(-1, *[1] * (len(shape) - where.index - 1)).expand(*shape)
-
-
 def _indexed(x: Tensor, layout: Any, n: int, args: Any, kwargs: Any, out: Tensor) -> Any:
     """Place ``x[...]``: basic indices move the axis, tensors on the leading axes gather rows."""
     index = args[1] if isinstance(args[1], tuple) else (args[1],)
@@ -361,14 +347,34 @@ def _gathered(x: Tensor, layout: Any, n: int, index: Any, gathers: list[bool], o
     if any(i is None or isinstance(i, int) for i in index[lead:]):
         return None
     first = index[0]
-    width = first.ndim if isinstance(first, Tensor) and first.dtype == torch.bool else lead
-    inner = layout.inner if isinstance(layout, Layout) else 0
+    masked = isinstance(first, Tensor) and first.dtype == torch.bool
+    width = first.ndim if masked else lead
     after = math.prod(x.shape[width:])
-    short = layout if isinstance(layout, Scattered) else Layout(layout.outer, inner // max(1, after))
-    if isinstance(layout, Layout) and (after == 0 or inner % after):
+    if isinstance(layout, Layout):
+        if after == 0 or layout.inner % after:
+            return None
+        where = axis(x.shape[:width], Layout(layout.outer, layout.inner // after), n)
+        if where is None:
+            return None
+        line = torch.arange(x.shape[where.index], device=x.device) // where.inner % n
+        if not masked:
+            return _along_leading(line[index[where.index]], torch.broadcast_shapes(*(i.shape for i in index[:lead])), n)
+        ids = line.reshape(-1, *[1] * (width - where.index - 1)).expand(*x.shape[:width])
+    else:
+        most = layout.rows.ndim
+        if width < most:
+            return None
+        ids = layout.rows.reshape(*layout.rows.shape, *[1] * (width - most)).expand(*x.shape[:width])
+    return Scattered(ids[tuple(index[:lead])], n)
+
+
+def _along_leading(ids: Tensor, shape: Sequence[int], n: int) -> Scattered | None:
+    """Return the layout of indices of this shape whose sample numbers are ``ids``, which broadcast to it."""
+    ids = ids.reshape((1,) * (len(shape) - ids.ndim) + tuple(ids.shape))
+    lead = max((k + 1 for k, size in enumerate(ids.shape) if size > 1), default=1)
+    if not shape:
         return None
-    ids = numbers(x.shape[:width], short, n, x.device)
-    return None if ids is None else Scattered(ids[tuple(index[:lead])], n)
+    return Scattered(ids.reshape(ids.shape[:lead]).expand(*shape[:lead]), n)
 
 
 def _index_select(x: Tensor, layout: Any, n: int, args: Any, kwargs: Any, out: Tensor) -> Any:
