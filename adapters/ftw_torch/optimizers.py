@@ -15,15 +15,13 @@ import ftw.optimizers as updates
 from ftw import LinearUpdate
 from ftw.geometry import Diagonal, Operator, Scale
 
+from . import outside, readers
+from .readers import Reader, number
 from .records import seen
 
 __all__ = ["geometry", "linear_update", "register_optimizer"]
 
-Reader = Callable[..., LinearUpdate]
-"""``(parameter, state, group, lr=, anticipate=, damping=) -> LinearUpdate``"""
-
-_readers: dict[type, Reader] = {}
-
+_registered: dict[type, Reader] = {}
 
 def register_optimizer(kind: type, reader: Reader) -> None:
     """Teach the adapter an optimizer.
@@ -31,13 +29,14 @@ def register_optimizer(kind: type, reader: Reader) -> None:
     Parameters
     ----------
     kind : type
-        The optimizer's class; subclasses are not covered, for they may step differently.
+        The optimizer's class, which replaces a reader that is there; subclasses are not covered, for they may step
+        differently.
     reader : callable
         ``reader(parameter, state, group, *, lr, anticipate, damping) -> ftw.LinearUpdate``: the next change of the
         parameter as ``-(offset + operator(g))``. ``state`` is the optimizer's state of this parameter ({} before its first
         step), ``group`` its param group, ``anticipate`` a gradient to fold into the second moment, or None.
     """
-    _readers[kind] = reader
+    _registered[kind] = reader
 
 
 def geometry(
@@ -106,7 +105,10 @@ def linear_update(
     anticipate: Tensor | None = None,
     damping: float = 0.0,
 ) -> LinearUpdate:
-    """Return the next change of one parameter as ``-(offset + operator(g))``, with the group's own learning rate."""
+    """Return the next change of one parameter as ``-(offset + operator(g))``, with the group's own learning rate.
+
+    ``anticipate`` is the gradient as it stands in ``.grad``. With ``maximize`` the g to apply is the negated one.
+    """
     optimizer = unwrap(optimizer)
     i = _groups(optimizer, {"the parameter": parameter})["the parameter"]
     group = optimizer.param_groups[i]
@@ -114,7 +116,7 @@ def linear_update(
         parameter,
         optimizer.state.get(parameter, {}),
         group,
-        lr=_number(group["lr"]),
+        lr=number(group["lr"]),
         anticipate=anticipate,
         damping=damping,
     )
@@ -130,15 +132,18 @@ def unwrap(optimizer: Any) -> torch.optim.Optimizer:
 
 
 def _reader(optimizer: torch.optim.Optimizer) -> Reader:
-    reader = _readers.get(type(optimizer))
-    if reader is None:
-        known = ", ".join(sorted(kind.__name__ for kind in _readers))
-        kind = type(optimizer)
-        raise TypeError(
-            f"the optimizer {kind.__module__}.{kind.__qualname__} is not known; the known ones are {known}. Teach it with "
-            f"ftw_torch.register_optimizer({kind.__name__}, reader)"
-        )
-    return reader
+    kind = type(optimizer)
+    path = f"{kind.__module__}.{kind.__qualname__}"
+    reader = _registered.get(kind) or readers.READERS.get(kind)
+    if reader is not None:
+        return reader
+    if path in outside.READERS:
+        return outside.READERS[path](optimizer)
+    way = f"Teach it with ftw_torch.register_optimizer({kind.__name__}, reader)"
+    if kind in readers.REFUSED:
+        raise TypeError(f"the optimizer {path} has no linearised step: {readers.REFUSED[kind]}. {way}")
+    known = ", ".join(sorted([k.__name__ for k in (*readers.READERS, *_registered)] + list(outside.READERS)))
+    raise TypeError(f"the optimizer {path} is not known; the known ones are {known}. {way}")
 
 
 def _groups(optimizer: torch.optim.Optimizer, parameters: Mapping[str, Tensor]) -> dict[str, int]:
@@ -153,63 +158,8 @@ def _groups(optimizer: torch.optim.Optimizer, parameters: Mapping[str, Tensor]) 
 
 
 def _rates(optimizer: torch.optim.Optimizer) -> list[Any]:
-    rates = [_number(group["lr"]) for group in optimizer.param_groups]
+    rates = [number(group["lr"]) for group in optimizer.param_groups]
     if any(isinstance(rate, Tensor) or rate != 0 for rate in rates):
         return rates
-    rates = [_number(group.get("initial_lr", 0.0)) for group in optimizer.param_groups]
+    rates = [number(group.get("initial_lr", 0.0)) for group in optimizer.param_groups]
     return rates if any(isinstance(rate, Tensor) or rate != 0 for rate in rates) else [1.0] * len(rates)
-
-
-def _number(x: Any) -> Any:
-    """Return a number for what lives on the host; a tensor on a device stays there, reading it would wait for it."""
-    return x.item() if isinstance(x, Tensor) and x.device.type == "cpu" else x
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Readers
-
-
-def _sgd(p: Tensor, state: Any, group: Any, *, lr: Any, anticipate: Tensor | None, damping: float) -> LinearUpdate:
-    del anticipate, damping  # no second moment
-    return updates.sgd(
-        state.get("momentum_buffer"),
-        lr=lr,
-        momentum=group["momentum"],
-        dampening=group["dampening"],
-        nesterov=group["nesterov"],
-        weight_decay=_decay(group),
-        param=p.detach(),
-    )
-
-
-def _adam(p: Tensor, state: Any, group: Any, *, lr: Any, anticipate: Tensor | None, damping: float) -> LinearUpdate:
-    decoupled = group.get("decoupled_weight_decay", False)
-    nothing = p.detach().new_zeros(()).expand(p.shape)
-    decay = group["weight_decay"]
-    if anticipate is not None and decay and not decoupled:
-        anticipate = anticipate + _decay(group) * p.detach()
-    update = updates.adamw if decoupled else updates.adam
-    return update(
-        state.get("exp_avg", nothing),
-        state.get("exp_avg_sq", nothing),
-        _number(state.get("step", 0)),
-        lr=lr,
-        betas=tuple(_number(b) for b in group["betas"]),
-        eps=group["eps"],
-        anticipate=anticipate,
-        damping=damping,
-        weight_decay=decay if decoupled else _decay(group),
-        param=p.detach(),
-        max_exp_avg_sq=state.get("max_exp_avg_sq"),
-    )
-
-
-def _decay(group: Any) -> float:
-    """Return the coupled decay; with maximize the gradient changes its sign before the decay is added."""
-    decay: float = group["weight_decay"]
-    return -decay if group.get("maximize") else decay
-
-
-register_optimizer(torch.optim.SGD, _sgd)
-register_optimizer(torch.optim.Adam, _adam)
-register_optimizer(torch.optim.AdamW, _adam)

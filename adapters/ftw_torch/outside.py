@@ -1,0 +1,128 @@
+"""Optimizers of other packages, known by the path of their class, so that none of the packages is imported for it.
+
+A factory gets the optimizer, for what is kept on it and not in its groups, and returns the reader (``readers.py``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import ftw.optimizers as updates
+from ftw.optimizers import LinearUpdate
+
+from .readers import Reader, number, zeros
+
+__all__ = ["READERS"]
+
+
+def _lion(optimizer: Any) -> Reader:
+    """Lion of ``lion-pytorch``: the sign's surrogate of `ftw.optimizers.lion`."""
+
+    def read(p: Tensor, state: Any, group: Any, *, lr: Any, anticipate: Tensor | None, damping: float) -> LinearUpdate:
+        decay = group["weight_decay"] / (optimizer._init_lr if optimizer.decoupled_wd else 1.0)
+        return updates.lion(
+            state.get("exp_avg", zeros(p)),
+            1 if state else 0,
+            lr=lr,
+            betas=group["betas"],
+            weight_decay=decay,
+            param=p.detach(),
+            anticipate=anticipate,
+            damping=damping,
+        )
+
+    return read
+
+
+def _schedule_free_adamw(optimizer: Any) -> Reader:
+    """AdamW of ``schedulefree`` in its training mode: the step of y, towards z and down the gradient."""
+
+    def read(p: Tensor, state: Any, group: Any, *, lr: Any, anticipate: Tensor | None, damping: float) -> LinearUpdate:
+        if not group["train_mode"]:
+            raise RuntimeError("the schedule-free optimizer is in eval mode; call optimizer.train() first")
+        (b1, b2), k, own = group["betas"], group["k"], group["lr"]
+        warm = min(1.0, (k + 1) / group["warmup_steps"]) if group["warmup_steps"] else 1.0
+        largest = max(own * warm, group["lr_max"])
+        weight = (k + 1) ** group["r"] * largest ** group["weight_lr_power"]
+        share = weight / (group["weight_sum"] + weight) if weight else 0.0  # of z in the average
+        y, rate = p.detach(), lr * warm * (1 - b1 * (1 - share))
+        v = state.get("exp_avg_sq", zeros(p))
+        adam = updates.adam(
+            zeros(p), v, k, lr=rate, betas=(0.0, b2), eps=group["eps"], anticipate=anticipate, damping=damping
+        )
+        offset = share * (y - state["z"]) if "z" in state else 0.0
+        return LinearUpdate(offset + rate * group["weight_decay"] * y, adam.operator)
+
+    return read
+
+
+def _adam8bit(optimizer: Any) -> Reader:
+    """Adam and AdamW of ``bitsandbytes``: moments in 8 bits a block of 256, small parameters in 32; decay is decoupled."""
+
+    def read(p: Tensor, state: Any, group: Any, *, lr: Any, anticipate: Tensor | None, damping: float) -> LinearUpdate:
+        import bitsandbytes.functional as functional
+
+        def moment(i: int) -> Tensor:
+            x = state.get(f"state{i}", zeros(p))
+            if x.dtype != torch.uint8:
+                return x
+            code, scale = state[f"qmap{i}"], state[f"absmax{i}"]
+            return functional.dequantize_blockwise(x, absmax=scale, code=code, blocksize=256).reshape(p.shape)
+
+        return updates.adamw(
+            moment(1),
+            moment(2),
+            number(state.get("step", 0)),
+            lr=lr,
+            betas=group["betas"],
+            eps=group["eps"],
+            weight_decay=group["weight_decay"],
+            param=p.detach(),
+            anticipate=anticipate,
+            damping=damping,
+        )
+
+    return read
+
+
+def _soap(optimizer: Any) -> Reader:
+    """SOAP of ``pytorch-optimizer``, whose first step only sets up the bases."""
+
+    def read(p: Tensor, state: Any, group: Any, *, lr: Any, anticipate: Tensor | None, damping: float) -> LinearUpdate:
+        if p.ndim > 2 or group["merge_dims"] or group["precondition_1d"] or group["normalize_gradient"]:
+            raise TypeError(
+                f"SOAP with a parameter {tuple(p.shape)}, merge_dims, precondition_1d or normalize_gradient has no rule; known "
+                "is the rotation of matrices, with vectors as in Adam"
+            )
+        b1, b2 = group["betas"]
+        t = max(1, group.get("step", 0))  # the first call of step() is not one
+        root = math.sqrt(1 - b2**t)
+        shrink = 1 - lr * group["weight_decay"]  # decay comes after the update, and applies to it
+        rate = lr * shrink * (1.0 if group["correct_bias"] else (1 - b1**t) / root)
+        left, right = (q if len(q) else None for q in (state.get("Q") or [[], []])[:2]) if p.ndim == 2 else (None, None)
+        sign = -1.0 if optimizer.maximize else 1.0
+        a = None if anticipate is None else sign * anticipate
+        m, v = (state.get(name, zeros(p)) for name in ("exp_avg", "exp_avg_sq"))
+        eps = group["eps"] / root
+        common: dict[str, Any] = {"lr": rate, "betas": (b1, b2), "eps": eps, "anticipate": a, "damping": damping}
+        common["param"], common["weight_decay"] = p.detach(), group["weight_decay"] * lr / rate if rate else 0.0
+        if p.ndim < 2:
+            return updates.adamw(m, v, t - 1, **common)
+        m = m if left is None else left.T @ m
+        return updates.soap(m if right is None else m @ right, v, left, right, t - 1, **common)
+
+    return read
+
+
+READERS: dict[str, Callable[[Any], Reader]] = {
+    "lion_pytorch.lion_pytorch.Lion": _lion,
+    "schedulefree.adamw_schedulefree.AdamWScheduleFree": _schedule_free_adamw,
+    "bitsandbytes.optim.adam.Adam8bit": _adam8bit,
+    "bitsandbytes.optim.adamw.AdamW8bit": _adam8bit,
+    "pytorch_optimizer.optimizer.soap.SOAP": _soap,
+}
