@@ -1,10 +1,10 @@
 """Filter-then-Weight: online data selection and reweighting that matches the optimizer's real update.
 
-Pure functions of arrays of any namespace of the Python array API standard (numpy, torch, jax, ...). Importing this package
-loads none of them.
+Pure functions of arrays of any namespace of the Python array API standard (numpy, torch, jax, ...). Importing this
+package loads none of them.
 """
 
-from . import filters, guard, optimizers
+from . import filters, guard, optimizers, sketch
 from .constraints import Box, CappedSimplex, NonNegative, Simplex
 from .filters import Filtered, resample
 from .geometry import Diagonal, Kronecker, Polar, Rotated, Scale
@@ -45,6 +45,7 @@ __all__ = [
     "optimizers",
     "resample",
     "scores",
+    "sketch",
     "solve_qp",
     "take",
 ]

@@ -163,7 +163,7 @@ class Kronecker:
     def sqrt(self, g: Array) -> Any:
         """Return P^1/2 g, for g (..., d_out, d_in); an eigendecomposition of each dense side."""
         xp = _array.namespace(self.left, self.right, g)
-        return _sandwich(_half(xp, _array.widen(xp, self.left)), g, _half(xp, _array.widen(xp, self.right)))
+        return _sandwich(half(xp, self.left), g, half(xp, self.right))
 
     def split(self, xp: Any, left: Record, right: Record) -> list[Piece]:
         """Return the pieces of ``<left_i, P right_j>``."""
@@ -356,8 +356,9 @@ def _sandwich(left: Any, g: Any, right: Any) -> Any:
     return g * right if right.ndim == 1 else g @ right
 
 
-def _half(xp: Any, side: Any) -> Any:
+def half(xp: Any, side: Any) -> Any:
     """Return the square root of a PSD matrix, or of a vector that stands for a diagonal one."""
+    side = _array.widen(xp, side)
     if side.ndim == 1:
         return side**0.5
     values, vectors = xp.linalg.eigh(side)  # (d,), (d, d)

@@ -117,8 +117,8 @@ def squared_norms(candidates: Mapping[str, Record], geometry: Mapping[str, Opera
     total = _zeros(xp, candidates, (n,))
     for name, record in candidates.items():
         for piece in geometry[name].split(xp, record, record):
-            plan = _plan_piece(xp, piece, MAX_BYTES, by_tokens=False)
-            for x, y in _walk(xp, piece, plan):
+            plan = plan_piece(xp, piece, MAX_BYTES, by_tokens=False)
+            for x, y in walk(xp, piece, plan):
                 total = total + _weighted(xp.sum(x * y, axis=1), piece)  # (n,)
     return total
 
@@ -136,16 +136,17 @@ def _accumulate(
     for name, record in candidates.items():
         for piece in geometry[name].split(xp, record, others[name]):
             piece = _compact(xp, piece)
-            plan = _plan_piece(xp, piece, max_bytes)
+            plan = plan_piece(xp, piece, max_bytes)
             if plan.route == "tokens":
                 total = total + _weighted(_by_tokens(xp, piece, plan), piece)  # (n, m)
                 continue
-            for x, y in _walk(xp, piece, plan):
+            for x, y in walk(xp, piece, plan):
                 total = total + _weighted(x @ y.T, piece)  # (n, m)
     return total
 
 
-def _plan_piece(xp: Any, piece: Piece, max_bytes: int, *, by_tokens: bool = True) -> _plan.Plan:
+def plan_piece(xp: Any, piece: Piece, max_bytes: int, *, by_tokens: bool = True) -> _plan.Plan:
+    """Return the plan for one term of a bilinear form."""
     x, y, elementwise = piece.left, piece.right, _elementwise(piece)
     return _plan.plan_gram(
         _side(x),
@@ -170,7 +171,7 @@ def _side(record: Record) -> _plan.Side:
     return _plan.Side(record.samples, 0, 2 if isinstance(record, Rows) else 1)
 
 
-def _walk(xp: Any, piece: Piece, plan: _plan.Plan) -> Iterator[tuple[Any, Any]]:
+def walk(xp: Any, piece: Piece, plan: _plan.Plan) -> Iterator[tuple[Any, Any]]:
     """Yield blocks (n, e) and (m, e) of both records, e elements at a time, elementwise weights worked in."""
     x, y, weights = piece
     n, m, shape = x.samples, y.samples, matrix_shape(x.shape)

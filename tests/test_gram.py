@@ -1,16 +1,15 @@
 """Scores, Gram matrices and combinations against gradients and operators written out in NumPy."""
 
+import explicit
 import jax
+import models
 import numpy as np
 import pytest
+from conftest import BACKENDS
 from numpy.testing import assert_allclose
 
-import explicit
 import ftw
-import models
-from conftest import BACKENDS
 from ftw.gram import squared_norms
-
 
 # XLA compiles every shape anew, so the JAX backends run fewer records, with the kinds of operators mixed.
 EAGER = [(name, kind, None) for name in ("numpy", "strict", "torch") for kind in models.KINDS]

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import explicit
 import jax
 import numpy as np
 import pytest
 import torch
+from conftest import BACKENDS
 from numpy.testing import assert_allclose
 
-import explicit
 import ftw
-from conftest import BACKENDS
 from ftw import optimizers as rules
 
 STEPS = 12
@@ -121,8 +121,8 @@ def before(optimizer, parameter):
     if state:
         return {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in state.items()}
     zero = torch.zeros_like(parameter.detach())
-    names = "exp_avg exp_avg_sq exp_inf square_avg grad_avg".split()
-    made = {name: zero for name in names} | {"step": 0, "mu_product": 1.0}
+    zeros = ("exp_avg", "exp_avg_sq", "exp_inf", "square_avg", "grad_avg")
+    made = dict.fromkeys(zeros, zero) | {"step": 0, "mu_product": 1.0}
     if zero.ndim > 1:
         made |= {"row_var": zero[..., :1], "col_var": zero[..., :1, :]}
     return made | {"variance": zero}
@@ -365,7 +365,6 @@ def test_the_formula_of_adam(rng):
             assert_allclose(update.operator.values, 0.1 * 0.2 / (1 - 0.8**5) / denominator, rtol=1e-13)
             assert_allclose(update.offset, 0.1 * 0.8 / (1 - 0.8**5) * m / denominator, rtol=1e-13)
     assert rules.adam(0 * m, 0 * v, 0, lr=0.1).operator.value == 0.1
-    assert rules.adam(0 * m, 0 * v, 3, lr=0.1).operator == rules.adam(0 * m, 0 * v, 3, lr=0.1).operator or True
     assert rules.adam(0 * m, 0 * v, 3, lr=0.1).operator.value == 0.0
 
 

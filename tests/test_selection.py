@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import itertools
 
+import explicit
 import jax
+import models
 import numpy as np
 import pytest
 import scipy.optimize
+from conftest import BACKENDS
 from numpy.testing import assert_allclose
 
-import explicit
 import ftw
-import models
-from conftest import BACKENDS
 from ftw import Box, CappedSimplex, NonNegative, Simplex, Status
 
 N = 9
+SIMPLEX = Simplex(1.0)
 
 
 def brute_qp(K, c, constraint, ridge):
@@ -83,7 +84,7 @@ def brute_greedy(b, K, keep):
 
 
 def brute(
-    x, g, p, *, keep, filter="matching", weight="qp", constraint=Simplex(1.0), ridge=0.05, shortlist=None, samples=None
+    x, g, p, *, keep, filter="matching", weight="qp", constraint=SIMPLEX, ridge=0.05, shortlist=None, samples=None
 ):
     """(indices, weights, match, predicted decrease, shrinkage), by the definitions."""
     G, P = explicit.flat(x), explicit.metric(x, p)
@@ -423,7 +424,7 @@ def test_no_sample_passes(rng):
 
 @pytest.mark.parametrize("name", ["numpy", "strict", "torch", "jit"])
 def test_one_candidate_is_taken(name, rng):
-    x, g, p = problem(rng, n=2)
+    x, _, p = problem(rng, n=2)
     x = ftw.take(x, np.array([0]))
     out = run(BACKENDS[name], x, ftw.combine(x, np.ones(1)), p, keep=1)
     assert (out.indices.tolist(), out.weights.tolist(), int(out.status)) == ([0], [1.0], Status.OK)
