@@ -65,4 +65,6 @@ _compiled: dict[Any, Any] = {}
 
 
 def _uses_jax(state: Any) -> bool:
+    while isinstance(state, tuple) and state and not isinstance(state[0], (bool, int, float)):
+        state = state[0]  # the arrays of a state are of one namespace: the first will do
     return any(_array.is_jax(leaf) for leaf in _array.leaves(state))

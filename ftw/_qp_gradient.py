@@ -13,9 +13,36 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import _loops
-from ._qp_problem import Problem, largest, nonzero, product
-from .constraints import project_scaled
+from . import _array, _loops
+from ._qp_problem import Problem, column, dot, largest, nonzero, product
+from .constraints import clip, project_scaled
+
+
+def descend(xp: Any, p: Problem, z: Any, count: int) -> Any:
+    """Return z (..., n) after ``count`` plain gradient steps of exact length, clipped: a first guess of the support.
+
+    The sum is kept by rescaling, not by a projection: two products with M and no sort make a step, and five of them
+    find most of the weights that are zero.
+    """
+    lower, upper, total = p.limits
+
+    def step(_: Any, z: Any) -> Any:
+        slope = product(xp, p.M, z) - p.q  # (..., n)
+        if total is not None:  # the multiplier that complementarity suggests
+            shift = dot(xp, z, slope) / nonzero(xp, _array.read(dot(xp, z, p.normal)))  # (...)
+            slope = slope - shift[..., None] * p.normal
+        inward = (z > lower) | (slope < 0)
+        if upper is not None:
+            inward = inward & ((z < upper) | (slope > 0))
+        slope = xp.where(inward, slope, 0.0)
+        bend = _array.read(dot(xp, slope, product(xp, p.M, slope)))  # (...)
+        length = dot(xp, slope, slope) / nonzero(xp, bend)
+        z = clip(xp, z - length[..., None] * slope, p.limits)
+        if total is not None:
+            z = z * column(total / nonzero(xp, _array.read(dot(xp, z, p.normal))))
+        return z
+
+    return _loops.fori_loop(count, step, z)
 
 
 def lipschitz(xp: Any, M: Any) -> Any:

@@ -112,6 +112,7 @@ def interior(xp: Any, p: Problem, steps: Any, run: Any, max_steps: int, tol: flo
             dz = move + dm[..., None] * bend
         ds, dy = at(below, dz + off_s), at(below, push_s - y * dz / s)
         shrink = xp.maximum(shorten(s, ds, below), shorten(y, dy, below))
+        dt = dv = None
         if v is not None:
             dt, dv = at(above, off_t - dz), at(above, push_t + v * dz / t)
             shrink = xp.maximum(shrink, xp.maximum(shorten(t, dt, above), shorten(v, dv, above)))

@@ -27,9 +27,9 @@ from typing import Any, NamedTuple
 
 from . import _array, _loops
 from ._qp_active import Guess, begin, search
-from ._qp_gradient import accelerated
+from ._qp_gradient import accelerated, descend
 from ._qp_interior import interior, rounded
-from ._qp_problem import Problem, certificate, column, keep, nonzero, product, scaled_problem
+from ._qp_problem import Problem, certificate, column, keep, nonzero, scaled_problem
 from .constraints import Constraint, Limits, as_limits, clip, feasible, field, finite, project_scaled
 from .status import Status
 
@@ -262,25 +262,22 @@ def _solve(
 
 
 def _first(xp: Any, p: Problem, run: Any, steps: Any, start: Any) -> Guess:
-    """Return the first guess: of the weights given, or of what a step from the middle of the set would free."""
+    """Return the first guess: a few gradient steps from the weights given, from equal ones, or from none."""
     lower, upper, total = p.limits
-    zero = xp.zeros_like(p.q[..., 0])
     if start is not None:
-        z = project_scaled(xp, xp.where(xp.isfinite(start), start, 0.0) / p.scale, p.limits, p.normal)
+        z = clip(xp, xp.where(xp.isfinite(start), start, 0.0) / p.scale, p.limits)
     elif total is None:
         z = clip(xp, xp.zeros_like(p.q), p.limits)
     else:
         z = column(total) / (p.q.shape[-1] * p.normal)  # (..., n): equal weights
-        slope = (product(xp, p.M, z) - p.q) / p.normal
-        free = slope <= xp.mean(slope, axis=-1)[..., None]
-        return begin(xp, p, xp.zeros_like(z), zero, free, free & ~free, steps, run)
+    z = descend(xp, p, z, 5 if start is None else 2)
     free = z > lower
-    above = free & ~free if upper is None else z >= upper
-    free = free if upper is None else free & ~above
-    if start is None:
-        slope = product(xp, p.M, z) - p.q
-        free = free | xp.where(above, slope > 0, slope < 0)
-    return begin(xp, p, z, zero, free, above & ~free, steps, run)
+    above = free & ~free
+    if upper is not None:
+        above = z >= upper
+        free = free & ~above
+        above = above & (lower < upper)
+    return begin(xp, p, clip(xp, z, p.limits), xp.zeros_like(p.q[..., 0]), free, above, steps, run)
 
 
 def _checked(
