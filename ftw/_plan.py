@@ -116,11 +116,13 @@ def plan_gram(
             chunk = max(1, min(x.samples, max_bytes // max(each, 1)))
             return Plan("tokens", in_tokens, chunk * each, chunk)
 
+    weighted = 2 if elementwise else 1
     if y is None:
-        alive = x.samples * max(x.copies, 2 if elementwise else 1)
+        alive = x.samples * max(x.copies, weighted)
     else:
         alive = x.samples * x.copies  # first X's block, then Y's beside it, then Y's weighted
-        alive = max(alive, x.samples + y.samples * max(y.copies, 2 if elementwise else 1))
+        alive = max(alive, x.samples + y.samples * max(y.copies, weighted))
+    alive += elementwise  # the weights of a block, or their root
     per_element = max(1, alive * itemsize)
     if per_element > max_bytes:
         raise ValueError(

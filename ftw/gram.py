@@ -117,9 +117,10 @@ def squared_norms(candidates: Mapping[str, Record], geometry: Mapping[str, Opera
     total = _zeros(xp, candidates, (n,))
     for name, record in candidates.items():
         for piece in geometry[name].split(xp, record, record):
-            plan = plan_piece(xp, piece, MAX_BYTES, by_tokens=False)
+            plan = plan_piece(xp, piece, MAX_BYTES // 2, by_tokens=False)  # and their product
             for x, y in walk(xp, piece, plan):
                 total = total + _weighted(xp.sum(x * y, axis=1), piece)  # (n,)
+                del x, y  # before the next block is formed
     return total
 
 
@@ -142,6 +143,7 @@ def _accumulate(
                 continue
             for x, y in walk(xp, piece, plan):
                 total = total + _weighted(x @ y.T, piece)  # (n, m)
+                del x, y  # before the next block is formed
     return total
 
 

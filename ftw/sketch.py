@@ -88,6 +88,7 @@ def count_sketch(
                 signed = x * _array.cast(sign, x)  # (n, e)
                 scale = _array.scalar_like(_root(piece.weights), x)
                 total = total + scale * _array.segment_sum(xp, signed.T, bucket, size).T
+                del x, signed  # before the next block is formed
     return total
 
 
