@@ -154,10 +154,10 @@ MODELS = [plain, tied, scanned, mixed_precision, from_linen, from_nnx, from_equi
 def test_factors_are_the_gradients(model):
     loss, params, kinds = model()
     batch = pool()
-    truth_losses, truth = jax.jit(jax.vmap(jax.value_and_grad(loss), in_axes=(None, 0)))(params, batch)
+    truth_losses, truth = jax_models.jit(jax.vmap(jax.value_and_grad(loss), in_axes=(None, 0)))(params, batch)
     traced = _capture.trace(loss, params, batch)
     chosen, stated = _capture.routes([traced], params, "factors")
-    captured = jax.jit(lambda p, b: _capture.per_sample(traced, p, b))(params, batch)
+    captured = jax_models.jit(lambda p, b: _capture.per_sample(traced, p, b))(params, batch)
     assert_allclose(captured.losses, truth_losses, rtol=1e-12)
     rtol = 1e-2 if model is mixed_precision else 1e-10
     leaves, found = jax.tree_util.tree_flatten_with_path(truth)[0], {}
@@ -226,11 +226,11 @@ def test_the_same_gradient_either_way():
     traced = _capture.trace(loss, params, batch)
     weights = jnp.asarray([0.2, 0.0, 0.8])
 
-    @jax.jit
+    @jax_models.jit
     def update(params):
         parts = ftw.combine(_capture.per_sample(traced, params, batch).records, weights)
         return [v.join([parts[i] for i in v.names]) for v in _capture.views(traced, params)]
 
     joined = update(params)
-    expected = jax.jit(jax.grad(lambda p: weights @ jax.vmap(loss, in_axes=(None, 0))(p, batch)))(params)
+    expected = jax_models.jit(jax.grad(lambda p: weights @ jax.vmap(loss, in_axes=(None, 0))(p, batch)))(params)
     assert_allclose(jax_models.flat(joined), jax_models.flat(expected), rtol=1e-9, atol=1e-12)

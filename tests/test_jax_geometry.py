@@ -117,9 +117,9 @@ def test_muon_is_the_derivative_of_the_polar_factor():
     tx = optax.contrib.muon(1e-2, ns_coeffs=((1.5, -0.5, 0.0),) * 30, ns_steps=30, weight_decay=0.1)
     p, a, direction = params(), gradient(0), gradient(5)
     state = tx.init(p)
-    state = jax.jit(tx.update)(gradient(1), state, p)[1]
-    operators = jax.jit(lambda state: ftw_jax.geometry(tx, p, state, anticipate=a, damping=0.0))(state)
-    _, change = jax.jit(lambda g, d: jax.jvp(lambda g: tx.update(g, state, p)[0], (g,), (d,)))(a, direction)
+    state = jax_models.jit(tx.update)(gradient(1), state, p)[1]
+    operators = jax_models.jit(lambda state: ftw_jax.geometry(tx, p, state, anticipate=a, damping=0.0))(state)
+    _, change = jax_models.jit(lambda g, d: jax.jvp(lambda g: tx.update(g, state, p)[0], (g,), (d,)))(a, direction)
     for key in ("w", "t"):  # tall and wide
         assert isinstance(operators[f"['{key}']"], ftw.Polar)
         assert_allclose(operators[f"['{key}']"].apply(direction[key]), -change[key], rtol=1e-6, atol=1e-9)
@@ -182,7 +182,7 @@ def test_accumulation_is_looked_through():
         assert_allclose([operators[n].value for n in NAMES], own)
         now = ftw_jax.linear_updates(tx, p, state, anticipate=a)
         assert_allclose([now[n].operator.value for n in NAMES], own if steps == 2 else 0.0)
-        state = jax.jit(tx.update)(a, state, p)[1]
+        state = jax_models.jit(tx.update)(a, state, p)[1]
 
 
 @pytest.mark.parametrize(

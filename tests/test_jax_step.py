@@ -22,7 +22,7 @@ def test_adam_equals_brute_force(dtype, rtol):
     tx = optax.adam(0.01)
     state = jax_models.warmed_up(tx, params)
     options = {} if dtype == jnp.float64 else {"solver": jax_models.light_solver}
-    select = jax.jit(ftw_jax.filter_then_weight(loss, tx, keep=4, shortlist=None, **options))
+    select = jax_models.jit(ftw_jax.filter_then_weight(loss, tx, keep=4, shortlist=None, **options))
     grads, selection = select(params, state, pool, target)
 
     def metric(g_T):
@@ -67,7 +67,7 @@ def test_both_routes_give_the_same_selection():
     tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(0.01))
     state = jax_models.warmed_up(tx, params)
     results = [
-        jax.jit(ftw_jax.filter_then_weight(loss, tx, keep=4, capture=capture, solver=jax_models.light_solver))(
+        jax_models.jit(ftw_jax.filter_then_weight(loss, tx, keep=4, capture=capture, solver=jax_models.light_solver))(
             params, state, pool, target
         )
         for capture in ("dense", "factors")
@@ -79,7 +79,7 @@ def test_both_routes_give_the_same_selection():
     for name in ("scores", "weights", "match", "losses", "target_loss", "predicted_decrease"):
         assert_allclose(getattr(factors, name), getattr(dense, name), rtol=1e-9, atol=1e-12, err_msg=name)
     assert_allclose(jax_models.flat(same), jax_models.flat(grads), rtol=1e-9, atol=1e-13)
-    weighted = jax.jit(
+    weighted = jax_models.jit(
         jax.grad(lambda p: dense.weights @ jax.vmap(loss, in_axes=(None, 0))(p, pool[dense.indices]))
     )  # the gradient is that of the weighted losses
     assert_allclose(jax_models.flat(grads), jax_models.flat(weighted(params)), rtol=1e-9, atol=1e-13)
@@ -101,7 +101,7 @@ def test_a_training_loop_traces_once_and_calls_nothing_on_the_host():
         updates, state = tx.update(grads, state, params)
         return optax.apply_updates(params, updates), state, selection
 
-    compiled = jax.jit(step, donate_argnums=(0, 1))
+    compiled = jax_models.jit(step, donate_argnums=(0, 1))
     state = tx.init(params)
     assert "callback" not in compiled.lower(params, state, pool).as_text()
     losses, once = [], None
@@ -119,8 +119,8 @@ def test_vmap_is_one_selection_after_the_other():
     tx = optax.sgd(0.1)
     select = ftw_jax.filter_then_weight(loss, tx, keep=3, solver=jax_models.light_solver)
     pools = jax.tree.map(lambda x: jnp.stack([x, x[::-1] * 0.7]), pool)
-    grads, several = jax.jit(jax.vmap(select, in_axes=(None, None, 0, None)))(params, tx.init(params), pools, target)
-    single = jax.jit(select)
+    grads, several = jax_models.jit(jax.vmap(select, in_axes=(None, None, 0, None)))(params, tx.init(params), pools, target)
+    single = jax_models.jit(select)
     for i in range(2):
         g, one = single(params, tx.init(params), jax.tree.map(lambda x, i=i: x[i], pools), target)
         assert several.indices[i].tolist() == one.indices.tolist()
@@ -134,7 +134,7 @@ CHEAP = {"filter": "top_k", "weight": "uniform", "guard": 0.0}  # no QP: seconds
 def test_the_pools_own_mean_is_the_target_by_default():
     loss, params, pool, _ = jax_models.mlp()
     tx = optax.sgd(0.1)
-    select = jax.jit(ftw_jax.filter_then_weight(loss, tx, keep=12, shortlist=None, **CHEAP))
+    select = jax_models.jit(ftw_jax.filter_then_weight(loss, tx, keep=12, shortlist=None, **CHEAP))
     grads, selection = select(params, tx.init(params), pool)
     assert float(selection.match) == pytest.approx(1)
     assert float(selection.target_loss) == pytest.approx(float(jnp.mean(selection.losses)))
@@ -145,7 +145,7 @@ def test_values_come_back_in_the_status():
     loss, params, pool, target = jax_models.mlp()
 
     def run(tx, pool=pool, **options):
-        select = jax.jit(ftw_jax.filter_then_weight(loss, tx, keep=3, **CHEAP, **options))
+        select = jax_models.jit(ftw_jax.filter_then_weight(loss, tx, keep=3, **CHEAP, **options))
         return select(params, tx.init(params), pool, target)
 
     broken = {**pool, "x": pool["x"].at[4, 0, 0].set(jnp.nan)}
@@ -174,7 +174,7 @@ def test_a_response_stated_by_hand():
     g = jax_models.explicit(loss, params, pool)
     g_T = jax_models.explicit(loss, params, target).mean(axis=0)
     select = ftw_jax.filter_then_weight(loss, tx, keep=3, geometry=plain, **CHEAP)
-    _, selection = jax.jit(lambda pool: select(params, state, pool, target))(pool)
+    _, selection = jax_models.jit(lambda pool: select(params, state, pool, target))(pool)
     assert_allclose(selection.scores, 2 * g @ g_T, rtol=1e-9)
     with pytest.raises(ValueError, match=r"geometry has no operator for \['in'\]\['bias'\]"):
         jax.eval_shape(
@@ -273,7 +273,7 @@ def test_the_same_selection_in_torch():
         hidden = jnp.tanh(e["x"] @ p["0.weight"].T + p["0.bias"])
         return jnp.mean((hidden @ p["2.weight"].T + p["2.bias"] - e["y"]) ** 2)
 
-    ours = jax.jit(ftw_jax.filter_then_weight(loss, tx, keep=4))(params, state, pool, target)[1]
+    ours = jax_models.jit(ftw_jax.filter_then_weight(loss, tx, keep=4))(params, state, pool, target)[1]
     theirs = FilterThenWeight(model, optimizer, per_sample, keep=4).select(as_torch(pool), as_torch(target))
     assert ours.indices.tolist() == theirs.indices.tolist()
     assert_allclose(ours.weights, theirs.weights.numpy(), atol=1e-5)
