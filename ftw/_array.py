@@ -113,7 +113,12 @@ def device(x: Any) -> Any:
 
 def is_jax(x: Any) -> bool:
     """Tell whether ``x`` is a JAX array or tracer, without importing JAX."""
-    return "jax" in sys.modules and bool(compat.is_jax_array(x))
+    return _is_jax_type(type(x))
+
+
+@functools.cache
+def _is_jax_type(kind: type) -> bool:
+    return kind.__module__.partition(".")[0] in ("jax", "jaxlib")
 
 
 def is_traced(x: Any) -> bool:
@@ -164,8 +169,7 @@ def together(xp: Any, *arrays: Any) -> list[Any]:
 
 def argsort_descending(xp: Any, x: Any) -> Any:
     """Return indices (n,) that sort ``x`` (n,) from large to small, ties by index, NaN last."""
-    clean = xp.where(xp.isnan(x), -xp.inf, x)  # NaN would sort first
-    return xp.argsort(-clean, stable=True)
+    return xp.argsort(-x, stable=True)  # ascending: descending=True would put NaN first
 
 
 def put(xp: Any, x: Any, index: Any, value: Any) -> Any:

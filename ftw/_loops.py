@@ -16,8 +16,8 @@ S = TypeVar("S")
 def while_loop(keep_going: Callable[[S], Any], step: Callable[[S], S], state: S, *, check_every: int = 1) -> S:
     """Run ``step`` while ``keep_going(state)`` holds, testing once every ``check_every`` steps.
 
-    ``state`` is a tuple of arrays of fixed shapes and dtypes; ``keep_going`` returns a 0-d boolean array. For JAX arrays
-    this is ``jax.lax.while_loop`` (which tests after each block of ``check_every`` steps as well).
+    ``state`` is a tuple of arrays of fixed shapes and dtypes; ``keep_going`` returns a 0-d boolean array. For JAX
+    arrays this is ``jax.lax.while_loop`` (which tests after each block of ``check_every`` steps as well).
     """
 
     def block(s: S) -> S:

@@ -96,6 +96,7 @@ def interior(xp: Any, p: Problem, steps: Any, run: Any, max_steps: int, tol: flo
         push_s = at(below, (aim - y * off_s) / s - y)
         stiff = y / s
         right = push_s - dual
+        off_t = push_t = None
         if v is not None:
             off_t = at(above, upper - z - t)
             push_t = at(above, (aim - v * off_t) / t - v)

@@ -134,7 +134,11 @@ def field(xp: Any, name: str, value: Any, like: Any, shape: tuple[int, ...]) -> 
     """Return ``value``, a number or an array, as an array of ``shape`` with the dtype and the device of ``like``."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return xp.full(shape, float(value), dtype=like.dtype, device=_array.device(like))
-    if not (hasattr(value, "shape") and hasattr(value, "dtype")) or xp.isdtype(value.dtype, "complex floating"):
+    if (
+        isinstance(value, bool)
+        or not (hasattr(value, "shape") and hasattr(value, "dtype"))
+        or xp.isdtype(value.dtype, "complex floating")
+    ):
         raise TypeError(f"{name} must be a real number or a real array, got {value!r}")
     try:
         return xp.broadcast_to(xp.astype(value, like.dtype), shape)

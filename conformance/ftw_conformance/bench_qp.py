@@ -117,7 +117,7 @@ def times(solvers: dict[str, Solver], n: int, seed: int, options: Any) -> None:
                     continue
                 try:
                     call = prepare(K, c)
-                    call()  # what is compiled is compiled now
+                    w = call()  # what is compiled is compiled now
                     repeats = 3 if n <= 64 else 1
                     least = []
                     for _ in range(repeats):
