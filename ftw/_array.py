@@ -203,7 +203,8 @@ def read(x: Any) -> Any:
 
     Scalars that only steer a loop are kept so: arithmetic with Python numbers costs a tenth of that with 0-d arrays.
     """
-    if isinstance(x, (bool, int, float)) or x.ndim or is_jax(x):
+    kind = type(x)  # a NumPy scalar is a float by inheritance, and slow
+    if kind is float or kind is bool or kind is int or x.ndim or is_jax(x):
         return x
     if hasattr(x, "item"):
         return x.item()
