@@ -152,6 +152,7 @@ def choose(
     safe = _finite(xp, linear.values)
     K = None
     intact = xp.all(xp.isfinite(scores)) & xp.all(xp.isfinite(linear.values)) & ~xp.isnan(linear.signal)
+    intact = intact & xp.isfinite(products.target)  # a NaN where no candidate looks
     if filter in _NO_GRAM:
         filtered = _NO_GRAM[str(filter)](safe, keep)
         if weight == "qp":
@@ -264,6 +265,7 @@ def _solve(
     """Return the QP's weights (k,), its status, and whether any weight came out positive where that is asked for."""
     diagonal = xp.where(passed, xp.linalg.diagonal(K), 0.0)  # (k,)
     mean = xp.sum(diagonal) / divisor
+    mean = xp.where(mean < 0, 0.0, mean)  # of an indefinite K: the solver is to say so
     both = passed[:, None] & passed[None, :]  # (k, k)
     K = xp.where(both, K, mean * xp.eye(c.shape[0], dtype=c.dtype, device=_array.device(c)))  # (k, k)
     c = xp.where(passed, c, 0.0)
