@@ -79,7 +79,7 @@ def flat(tree):
 
 
 def light_solver(K, c, constraint, *, ridge=0.0, start=None):
-    """Non-negative least squares by coordinate descent: to the last digit for a few samples, and compiled in no time."""
+    """Non-negative least squares by coordinate descent: exact for a few samples, and compiled in no time."""
     assert isinstance(constraint, ftw.NonNegative)
     n = c.shape[0]
     K = K + ridge * jnp.eye(n, dtype=K.dtype)

@@ -1,19 +1,19 @@
-"""Factors found in a loss's program against vmap(grad), for plain functions, linen, nnx and equinox, scans and rematerialisation."""
+"""Factors found in a loss's program against vmap(grad): plain, linen, nnx, equinox, scans, rematerialisation."""
 
 import math
 
 import equinox as eqx
+import explicit
 import jax
 import jax.numpy as jnp
+import jax_models
 import numpy as np
 import pytest
 from flax import linen, nnx
+from ftw_jax import _capture
 from numpy.testing import assert_allclose
 
-import explicit
 import ftw
-import jax_models
-from ftw_jax import _capture
 
 N, T, D, VOCAB = 3, 4, 6, 11
 RNG = np.random.default_rng(0)
@@ -46,7 +46,11 @@ def plain():
         q = jnp.einsum("td,dhk->thk", h, p["heads"])
         return squares(jnp.einsum("thk,hkd->td", q, p["back"]), e) + jnp.sum(p["twice"] @ e["x"][0]) ** 2
 
-    return loss, params, {"['a']": "Sum", "['b']": "OuterProduct", "['bias']": "Dense", "['twice']": "Sum", "['heads']": "OuterProduct"}
+    return (
+        loss,
+        params,
+        {"['a']": "Sum", "['b']": "OuterProduct", "['bias']": "Dense", "['twice']": "Sum", "['heads']": "OuterProduct"},
+    )
 
 
 def tied():
@@ -64,7 +68,13 @@ def tied():
 
 def scanned():
     """A stack of layers walked over by a scan, rematerialised; a recurrent matrix inside; a nested scan."""
-    params = {"stack": normal(3, D, D), "bias": normal(3, D), "rnn": normal(D, D), "nest": normal(2, 3, D, D), "out": normal(D, D)}
+    params = {
+        "stack": normal(3, D, D),
+        "bias": normal(3, D),
+        "rnn": normal(D, D),
+        "nest": normal(2, 3, D, D),
+        "out": normal(D, D),
+    }
 
     @jax.checkpoint
     def layer(x, p):
@@ -85,7 +95,17 @@ def scanned():
         x, _ = jax.lax.scan(outer, x, p["nest"])
         return squares(jax.jit(lambda x, w: jnp.sin(x @ w))(x, p["out"]), e)
 
-    return loss, params, {"['stack']": "OuterProduct", "['rnn']": "Sum", "['nest']": "Sum", "['out']": "OuterProduct", "['bias']": "Dense"}
+    return (
+        loss,
+        params,
+        {
+            "['stack']": "OuterProduct",
+            "['rnn']": "Sum",
+            "['nest']": "Sum",
+            "['out']": "OuterProduct",
+            "['bias']": "Dense",
+        },
+    )
 
 
 def mixed_precision():
@@ -102,20 +122,25 @@ def from_linen():
     class Block(linen.Module):
         @linen.compact
         def __call__(self, x, _):
-            h = linen.MultiHeadDotProductAttention(num_heads=2, param_dtype=jnp.float64)(linen.LayerNorm(param_dtype=jnp.float64)(x))
+            h = linen.MultiHeadDotProductAttention(num_heads=2, param_dtype=jnp.float64)(
+                linen.LayerNorm(param_dtype=jnp.float64)(x)
+            )
             return x + linen.Dense(D, param_dtype=jnp.float64)(jax.nn.relu(h)), None
 
     class Model(linen.Module):
         @linen.compact
         def __call__(self, ids):
             x = linen.Embed(VOCAB, D, param_dtype=jnp.float64)(ids)
-            x, _ = linen.scan(linen.remat(Block), variable_axes={"params": 0}, split_rngs={"params": True}, length=2)()(x, None)
+            x, _ = linen.scan(linen.remat(Block), variable_axes={"params": 0}, split_rngs={"params": True}, length=2)()(
+                x, None
+            )
             return linen.Conv(D, (2,), param_dtype=jnp.float64)(x)
 
     model = Model()
     params = model.init(jax.random.key(0), jnp.zeros(T, int))
     return lambda p, e: squares(model.apply(p, e["ids"]), e), params, {
-        "['embedding']": "Rows", "['query']['kernel']": "OuterProduct", "['Conv_0']['kernel']": "Dense", "['Dense_0']['kernel']": "OuterProduct",
+        "['embedding']": "Rows", "['query']['kernel']": "OuterProduct", "['Conv_0']['kernel']": "Dense",
+        "['Dense_0']['kernel']": "OuterProduct",
     }  # fmt: skip
 
 
@@ -131,13 +156,25 @@ def from_nnx():
             return self.out(self.attention(self.norm(self.emb(ids))))
 
     graph, params, rest = nnx.split(Model(nnx.Rngs(0)), nnx.Param, ...)
-    return lambda p, e: squares(nnx.merge(graph, p, rest)(e["ids"]), e), params, {"['embedding'].value": "Rows", "['query']['kernel'].value": "OuterProduct", "['norm']['scale'].value": "Dense"}
+    return (
+        lambda p, e: squares(nnx.merge(graph, p, rest)(e["ids"]), e),
+        params,
+        {
+            "['embedding'].value": "Rows",
+            "['query']['kernel'].value": "OuterProduct",
+            "['norm']['scale'].value": "Dense",
+        },
+    )
 
 
 def from_equinox():
     keys = jax.random.split(jax.random.key(0), 3)
     with jax.enable_x64(True):
-        model = (eqx.nn.Embedding(VOCAB, D, key=keys[0]), eqx.nn.Linear(D, 8, key=keys[1]), eqx.nn.Linear(8, D, key=keys[2]))
+        model = (
+            eqx.nn.Embedding(VOCAB, D, key=keys[0]),
+            eqx.nn.Linear(D, 8, key=keys[1]),
+            eqx.nn.Linear(8, D, key=keys[2]),
+        )
     params, static = eqx.partition(model, eqx.is_inexact_array)
 
     def loss(p, e):
@@ -194,7 +231,7 @@ def test_routes_by_stated_memory():
     batch = pool()
     traced = _capture.trace(loss, params, batch)
     assert _capture.routes([traced], params, "dense")[0] == frozenset()
-    chosen, stated = _capture.routes([traced], params, "factors")
+    _, stated = _capture.routes([traced], params, "factors")
     assert {name for name, (route, _) in stated.items() if route == "factors"} == {
         f"['{n}']" for n in ("a", "b", "twice", "heads", "back")
     }
@@ -212,7 +249,9 @@ def test_a_matrix_seen_in_two_ways_is_written_out():
     params = {"w": normal(2, 3, D)}
 
     def loss(p, e):
-        return jnp.sum(jnp.einsum("td,abd->tab", e["x"], p["w"])) + jnp.sum(jnp.einsum("ta,abd->tbd", e["x"][:, :2], p["w"]) ** 2)
+        return jnp.sum(jnp.einsum("td,abd->tab", e["x"], p["w"])) + jnp.sum(
+            jnp.einsum("ta,abd->tbd", e["x"][:, :2], p["w"]) ** 2
+        )
 
     traced = _capture.trace(loss, params, pool())
     assert not traced.plan.sites

@@ -4,16 +4,16 @@ import os
 import subprocess
 import sys
 
+import ftw_jax
 import jax
 import jax.numpy as jnp
+import jax_models
 import numpy as np
 import optax
 import pytest
 from numpy.testing import assert_allclose
 
 import ftw
-import ftw_jax
-import jax_models
 
 
 @pytest.mark.parametrize(("dtype", "rtol"), [(jnp.float64, 1e-9), (jnp.float32, 1e-5)])
@@ -106,7 +106,9 @@ def test_a_training_loop_traces_once_and_calls_nothing_on_the_host():
     assert "callback" not in compiled.lower(params, state, pool).as_text()
     losses, once = [], None
     for number in range(12):
-        params, state, selection = compiled(params, state, jax.tree.map(lambda x, i=number: jnp.roll(x, i, axis=0), pool))
+        params, state, selection = compiled(
+            params, state, jax.tree.map(lambda x, i=number: jnp.roll(x, i, axis=0), pool)
+        )
         once = len(traces) if number == 0 else once
         losses.append(float(selection.target_loss))
         assert int(selection.status) == ftw.Status.OK
@@ -119,7 +121,9 @@ def test_vmap_is_one_selection_after_the_other():
     tx = optax.sgd(0.1)
     select = ftw_jax.filter_then_weight(loss, tx, keep=3, solver=jax_models.light_solver)
     pools = jax.tree.map(lambda x: jnp.stack([x, x[::-1] * 0.7]), pool)
-    grads, several = jax_models.jit(jax.vmap(select, in_axes=(None, None, 0, None)))(params, tx.init(params), pools, target)
+    grads, several = jax_models.jit(jax.vmap(select, in_axes=(None, None, 0, None)))(
+        params, tx.init(params), pools, target
+    )
     single = jax_models.jit(select)
     for i in range(2):
         g, one = single(params, tx.init(params), jax.tree.map(lambda x, i=i: x[i], pools), target)
@@ -163,7 +167,7 @@ def test_a_response_stated_by_hand():
     loss, params, pool, target = jax_models.mlp()
     tx = optax.rprop(0.1)
     state = tx.init(params)
-    with pytest.raises(TypeError, match="ScaleByRpropState.*geometry="):
+    with pytest.raises(TypeError, match=r"ScaleByRpropState.*geometry="):
         jax.eval_shape(ftw_jax.filter_then_weight(loss, tx, keep=3), params, state, pool, target)
 
     def plain(p, s, gradient):
@@ -190,7 +194,7 @@ def test_a_response_stated_by_hand():
         ({"keep": 99}, ValueError, "keep=99 must lie in 1 .. 12"),
         ({"tx": 3}, TypeError, "tx must be an optax"),
         ({"loss": 3}, TypeError, "loss must be a function"),
-        ({"loss": lambda p, e: e["x"]}, TypeError, r"loss\(params, example\) must return one floating scalar.*float64\[3, 5\]"),
+        ({"loss": lambda p, e: e["x"]}, TypeError, r"loss\(params, example\) must .* scalar.*float64\[3, 5\]"),
         ({"capture": "all"}, ValueError, "capture='all' is not one of auto, dense, factors"),
         ({"damping": -1}, ValueError, "damping=-1"),
         ({"filter": "best"}, ValueError, "filter='best'"),
@@ -206,9 +210,13 @@ def test_errors_name_the_argument(options, error, message):
     loss, params, pool, target = jax_models.mlp()
     given = {"loss": loss, "tx": optax.sgd(0.1), "keep": 3, "params": params, "pool": pool, "target": target, **options}
     arrays = [given.pop(name) for name in ("params", "pool", "target")]
-    with pytest.raises(error, match=message):
+
+    def run():
         select = ftw_jax.filter_then_weight(given.pop("loss"), given.pop("tx"), **given)
         jax.eval_shape(select, arrays[0], (optax.EmptyState(),) * 2, *arrays[1:])
+
+    with pytest.raises(error, match=message):
+        run()
 
 
 SHARDED = """
@@ -266,7 +274,10 @@ def test_the_same_selection_in_torch():
     params = copied(lambda p: p)
     tx = optax.adamw(0.01, weight_decay=0.1)
     state = tx.init(params)
-    moments = {"mu": copied(lambda p: optimizer.state[p]["exp_avg"]), "nu": copied(lambda p: optimizer.state[p]["exp_avg_sq"])}
+    moments = {
+        "mu": copied(lambda p: optimizer.state[p]["exp_avg"]),
+        "nu": copied(lambda p: optimizer.state[p]["exp_avg_sq"]),
+    }
     state = (state[0]._replace(count=jnp.asarray(3, jnp.int32), **moments), *state[1:])
 
     def loss(p, e):

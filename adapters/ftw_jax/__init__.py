@@ -1,7 +1,7 @@
 """ftw for JAX: data selection as a pure function, for any loss and any optax optimizer.
 
-    select = ftw_jax.filter_then_weight(loss, tx, keep=16)                       # loss(params, example) -> scalar
-    grads, selection = jax.jit(select)(params, opt_state, pool, target)          # grads feed tx.update
+select = ftw_jax.filter_then_weight(loss, tx, keep=16)                       # loss(params, example) -> scalar
+grads, selection = jax.jit(select)(params, opt_state, pool, target)          # grads feed tx.update
 """
 
 from .geometry import geometry, linear_updates

@@ -1,9 +1,9 @@
 """Per-sample gradients of a loss, as factors where that is smaller and written out where it is not.
 
-The loss's own program is run once more for each example, by the plan of ``_sites.py``: at a site the parameter is a constant, a
-zero is added to what comes out, and what went in is returned besides the loss. The gradient of that zero is the output
-gradient, so the backward pass goes to activations only, and no matrix's gradient is formed that is kept as factors. The model
-needs no change, and the framework it is written in does not matter.
+The loss's own program is run once more for each example, by the plan of ``_sites.py``: at a site the parameter is a
+constant, a zero is added to what comes out, and what went in is returned besides the loss. The gradient of that zero is
+the output gradient, so the backward pass goes to activations only, and no matrix's gradient is formed that is kept as
+factors. The model needs no change, and the framework it is written in does not matter.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import Literal
+
 from ftw import Dense, OuterProduct, Rows, Sum
 from ftw.gradients import Record
-from jax.extend.core import Literal
 
 from . import _jaxprs, _names, _sites
 from ._sites import Lookup, Plan, Product, Ref
@@ -69,8 +70,7 @@ class Captured(NamedTuple):
 def trace(loss: Loss, params: Any, batch: Any, *, only: frozenset[int] | None = None, program: Any = None) -> Traced:
     """Trace the loss of one example of a batch and find the sites of its parameters, or of some of them."""
     if program is None:
-        example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x)[1:], jnp.result_type(x)), batch)
-        program = jax.make_jaxpr(loss)(params, example)
+        program = jax.make_jaxpr(loss)(params, _names.example(batch))
     leaves, others = len(jax.tree.leaves(params)), len(program.jaxpr.invars)
     refs = [Ref(i) if only is None or i in only else None for i in range(leaves)]
     plan = _sites.make(program.jaxpr, [*refs, *[None] * (others - leaves)])
@@ -174,7 +174,9 @@ def per_sample(traced: Traced, params: Any, batch: Any) -> Captured:
     return Captured(records, losses)
 
 
-def _run(jaxpr: Any, consts: Any, plan: Plan, inputs: list[Any], frozen: list[Any], zeros: list[Any]) -> tuple[list[Any], list[Any]]:
+def _run(
+    jaxpr: Any, consts: Any, plan: Plan, inputs: list[Any], frozen: list[Any], zeros: list[Any]
+) -> tuple[list[Any], list[Any]]:
     """Evaluate a jaxpr by its plan; returns its outputs and what each site saw.
 
     ``frozen`` are the parameters as constants, None for other inputs; ``inputs`` the same to be differentiated.

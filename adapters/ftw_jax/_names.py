@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-__all__ = ["flatten", "like"]
+__all__ = ["example", "flatten", "like", "struct"]
 
 
 def flatten(tree: Any, *, what: str) -> tuple[dict[str, Any], Any]:
@@ -27,8 +27,8 @@ def flatten(tree: Any, *, what: str) -> tuple[dict[str, Any], Any]:
         if not hasattr(leaf, "dtype") or not jnp.issubdtype(leaf.dtype, jnp.floating):
             kind = getattr(leaf, "dtype", type(leaf).__name__)
             raise TypeError(
-                f"{what}: {name} is {kind}; every leaf must be an array of a real floating dtype: split off what is not trained "
-                "first (nnx.split, equinox.partition) and let loss put it back"
+                f"{what}: {name} is {kind}; every leaf must be an array of a real floating dtype: split off what is "
+                "not trained first (nnx.split, equinox.partition) and let loss put it back"
             )
         leaves[name] = leaf
     return leaves, treedef
@@ -45,3 +45,14 @@ def like(tree: Any, params: Any, *, what: str) -> dict[str, Any]:
         if leaf.shape != expected[name].shape:
             raise ValueError(f"{what}: {name} is {leaf.shape}, the parameter {expected[name].shape}")
     return leaves
+
+
+def struct(shape: tuple[int, ...], dtype: Any) -> Any:
+    """Return a shape and a dtype in place of an array."""
+    make: Any = jax.ShapeDtypeStruct
+    return make(shape, dtype)
+
+
+def example(batch: Any) -> Any:
+    """Return the shapes and dtypes of one example of a batch."""
+    return jax.tree.map(lambda x: struct(jnp.shape(x)[1:], jnp.result_type(x)), batch)

@@ -1,10 +1,10 @@
 """Where in a loss the gradient of a parameter is an outer product: found in its program, before anything is computed.
 
-The loss of one example is traced into a jaxpr. A product of activations with a parameter (`Product`), or the look-up of its
-rows (`Lookup`), is a *site*: there the gradient is made of what went in and of the gradient of what came out. Sites are found
-through casts, transposes, jitted functions, rematerialised ones and scans; a parameter that a scan walks over layer by layer
-(``levels`` True) is a stack of matrices, one that it uses at every step (False) has more tokens. Every other use of a
-parameter (a bias, a norm, a convolution) is left to plain differentiation: ``Plan.rest``.
+The loss of one example is traced into a jaxpr. A product of activations with a parameter (`Product`), or the look-up of
+its rows (`Lookup`), is a *site*: there the gradient is made of what went in and of the gradient of what came out. Sites
+are found through casts, transposes, jitted functions, rematerialised ones and scans; a parameter that a scan walks over
+layer by layer (``levels`` True) is a stack of matrices, one that it uses at every step (False) has more tokens. Every
+other use of a parameter (a bias, a norm, a convolution) is left to plain differentiation: ``Plan.rest``.
 
 This is a static account: shapes only. ``_capture.py`` runs it.
 """
@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Literal
 
-from . import _jaxprs
+from . import _jaxprs, _names
 
 __all__ = ["Lookup", "Plan", "Product", "Ref", "Site", "make"]
 
@@ -74,7 +74,7 @@ class Product(Site):
     @property
     def tokens(self) -> int:
         """Tokens of one example."""
-        own = math.prod(self.out.shape) // max(1, math.prod(self.shape[self.split :] if self.leading else self.shape[: self.split]))
+        own: int = math.prod(self.out.shape) // max(1, self.matrix[1 if self.leading else 0])
         return own * math.prod(n for n, sliced in zip(self.lengths, self.levels, strict=True) if not sliced)
 
     @property
@@ -92,7 +92,8 @@ class Lookup(Site):
     @property
     def elements(self) -> int:
         """Numbers kept for one example."""
-        return math.prod(self.out.shape) * math.prod(self.lengths)
+        numbers: int = math.prod(self.out.shape) * math.prod(self.lengths)
+        return numbers
 
 
 @dataclass
@@ -178,10 +179,6 @@ def _site(name: str, eqn: Any, found: list[Ref | None], lengths: tuple[int, ...]
     return None
 
 
-def _struct(aval: Any) -> Any:
-    return jax.ShapeDtypeStruct(aval.shape, aval.dtype)
-
-
 def _product(eqn: Any, found: list[Ref | None], lengths: tuple[int, ...]) -> Product | None:
     contract, batch = eqn.params["dimension_numbers"]
     place = 0 if found[0] is not None else 1
@@ -203,7 +200,17 @@ def _product(eqn: Any, found: list[Ref | None], lengths: tuple[int, ...]) -> Pro
     if not (leading or trailing):
         return None
     split = count if leading else rank - count
-    return Product(r.leaf, r.levels, lengths, tuple(shape), split, _struct(out), leading, place, tuple(other))
+    return Product(
+        r.leaf,
+        r.levels,
+        lengths,
+        tuple(shape),
+        split,
+        _names.struct(out.shape, out.dtype),
+        leading,
+        place,
+        tuple(other),
+    )
 
 
 def _lookup(eqn: Any, r: Ref, lengths: tuple[int, ...]) -> Lookup | None:
@@ -213,7 +220,9 @@ def _lookup(eqn: Any, r: Ref, lengths: tuple[int, ...]) -> Lookup | None:
     drops = eqn.params["mode"] == jax.lax.GatherScatterMode.FILL_OR_DROP
     layout = tuple(numbers.offset_dims), tuple(numbers.collapsed_slice_dims), tuple(numbers.start_index_map)
     whole_rows = layout == ((out.ndim - 1,), (0,), (0,))
-    sliced = layout == ((out.ndim - 2, out.ndim - 1), (), (0, 1)) and not drops  # table[i] under vmap: the column is clipped to 0
+    sliced = (
+        layout == ((out.ndim - 2, out.ndim - 1), (), (0, 1)) and not drops
+    )  # table[i] under vmap: the column is clipped to 0
     if not (whole_rows or sliced) or tuple(numbers.operand_batching_dims):
         return None
-    return Lookup(r.leaf, r.levels, lengths, tuple(shape), 1, _struct(out), drops)
+    return Lookup(r.leaf, r.levels, lengths, tuple(shape), 1, _names.struct(out.shape, out.dtype), drops)

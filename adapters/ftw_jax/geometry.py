@@ -1,9 +1,10 @@
 """The geometry of an optax optimizer: its response to the next gradient, one operator a parameter.
 
-Any object with ``init`` and ``update`` will do. What is affine in the gradient entry by entry once its nonlinear factors are
-held (`ftw_jax._program` says how that is read off the update itself) gives `Scale` or `Diagonal`; Muon's orthogonalisation
-gives `Polar`. That covers chains, masks, partitions, injected hyper-parameters, accumulation over several steps, clipping and
-schedules, since all of them are part of the program that is read. Whatever else mixes entries is refused by name.
+Any object with ``init`` and ``update`` will do. What is affine in the gradient entry by entry once its nonlinear
+factors are held (`ftw_jax._program` says how that is read off the update itself) gives `Scale` or `Diagonal`; Muon's
+orthogonalisation gives `Polar`. That covers chains, masks, partitions, injected hyper-parameters, accumulation over
+several steps, clipping and schedules, since all of them are part of the program that is read. Whatever else mixes
+entries is refused by name.
 """
 
 from __future__ import annotations
@@ -13,16 +14,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from ftw import Diagonal, LinearUpdate, Polar, Scale
+
+from ftw import Diagonal, LinearUpdate, Polar, Scale, optimizers
 from ftw.geometry import Operator
 
 from . import _names
-from ._program import Held, Known, Live, Unreadable, run
+from ._items import Held, Known, Live, Unreadable
+from ._program import run
 
 __all__ = ["geometry", "is_psd", "linear_updates"]
-
-FLOOR = 1e-3
-"""Least singular value of Muon's momentum that counts, as a share of the largest: the response grows like its inverse."""
 
 
 def linear_updates(
@@ -43,8 +43,8 @@ def linear_updates(
     params, opt_state : pytree
         The parameters, of real floating dtypes, and the optimizer's state for them.
     anticipate : pytree like params
-        The gradient a at which nonlinear factors are held: second moments (with a folded in), clipping norms, trust ratios.
-        With ``damping=0`` the affine function is exact at g = a.
+        The gradient a at which nonlinear factors are held: second moments (with a folded in), clipping norms, trust
+        ratios. With ``damping=0`` the affine function is exact at g = a.
     damping : float
         Added to each second-moment denominator as a multiple of its root mean square over the parameter.
     extra_args : mapping, optional
@@ -53,18 +53,19 @@ def linear_updates(
     Returns
     -------
     dict of str to LinearUpdate
-        By keystr path. The operator is a `Scale`, `Diagonal` or `Polar`, zero for a parameter that the optimizer leaves alone and
-        in steps in which it changes nothing (a learning rate of zero, accumulation).
+        By keystr path. The operator is a `Scale`, `Diagonal` or `Polar`, zero for a parameter that the optimizer leaves
+        alone and in steps in which it changes nothing (a learning rate of zero, accumulation).
 
     Raises
     ------
     TypeError
-        If the update of a parameter mixes its entries, or those of several parameters, or is nonlinear in its gradient beyond
-        factors that scale it; the message names the parameter and the operation.
+        If the update of a parameter mixes its entries, or those of several parameters, or is nonlinear in its gradient
+        beyond factors that scale it; the message names the parameter and the operation.
 
     Notes
     -----
-    A few elementwise operations a parameter and one evaluation of the update. No matrix product, except a thin SVD for Muon.
+    A few elementwise operations a parameter and one evaluation of the update. No matrix product, except a thin SVD for
+    Muon.
     """
     return _read(tx, params, opt_state, anticipate, damping, extra_args, through_zero=False)
 
@@ -80,8 +81,9 @@ def geometry(
 ) -> dict[str, Operator]:
     """Return the operators of `linear_updates`, looking through a factor of zero that all parameters share.
 
-    A selection does not depend on the overall length of the step, so that at a learning rate of zero (the first step of a
-    warm-up) and in the steps between which gradients are accumulated it is made with the response of the step to come.
+    A selection does not depend on the overall length of the step, so that at a learning rate of zero (the first step of
+    a warm-up) and in the steps between which gradients are accumulated it is made with the response of the step to
+    come.
 
     Parameters and errors are those of `linear_updates`.
     """
@@ -90,14 +92,12 @@ def geometry(
 
 
 def is_psd(operators: Mapping[str, Operator]) -> Any:
-    """Tell whether every operator is positive semi-definite, as a 0-d boolean array."""
-    checks = []
+    """Tell whether no operator has a negative eigenvalue, as a 0-d boolean array."""
+    fine = jnp.asarray(True)
     for operator in operators.values():
-        if isinstance(operator, Diagonal):
-            checks.append(jnp.all(~(operator.values < 0)))
-        elif isinstance(operator, Scale):
-            checks.append(~(jnp.asarray(operator.value) < 0))
-    return jnp.all(jnp.stack(checks)) if checks else jnp.asarray(True)
+        values: Any = getattr(operator, "values", getattr(operator, "value", getattr(operator, "s", 0.0)))
+        fine = fine & ~jnp.any(jnp.less(values, 0))
+    return fine
 
 
 def _read(
@@ -129,20 +129,24 @@ def _read(
         _check(name, leaf, out, leaves[name].shape, opt_state)
     zeros = [out.zero for out in outs if isinstance(out, Live)]
     nothing = jnp.all(jnp.stack(zeros)) if zeros and through_zero else jnp.asarray(False)
-    return {name: _update(out, a, nothing) for (name, a), out in zip(at.items(), outs, strict=True)}
+    return {name: _update(out, a, nothing, damping) for (name, a), out in zip(at.items(), outs, strict=True)}
 
 
-def _update(out: Any, a: Any, nothing: Any) -> LinearUpdate:
-    """Return the affine function that an output stands for; ``nothing`` (): all are zero and are to be looked through."""
+def _update(out: Any, a: Any, nothing: Any, damping: float) -> LinearUpdate:
+    """Return the affine function that an output stands for; ``nothing`` (): look through its zero."""
     if isinstance(out, Known):
         return LinearUpdate(-out.value, Scale(0.0))
     scale = -out.scale  # ()
     if out.polar is not None:
-        u, s, vt = jnp.linalg.svd(out.polar, full_matrices=False)  # (d_out, r), (r,), (r, d_in)
         scale = jnp.where(out.zero, jnp.where(nothing, jnp.abs(scale), 0), scale)
-        top = jnp.where(s[0] > 0, s[0], 1)
-        polar = Polar(u, jnp.maximum(s, FLOOR * top) / jnp.where(scale > 0, scale, jnp.inf), vt)
-        return LinearUpdate(-out.value - polar.apply(a), polar)
+        unit = optimizers.muon(
+            None, lr=1.0, momentum=0.0, adjust_lr_fn="none", anticipate=out.polar, damping=damping
+        ).operator  # of the matrix that is orthogonalised
+        if isinstance(unit, Polar):
+            operator: Operator = Polar(unit.u, unit.s / jnp.where(scale != 0, scale, jnp.inf), unit.vt)
+        else:  # it is zero, and known to be
+            operator = Scale(scale)
+        return LinearUpdate(-out.value - operator.apply(a), operator)
     sign = jnp.where(jnp.sum(scale * (1 if out.values is None else out.values)) < 0, -1, 1)
     scale = jnp.where(out.zero, jnp.where(nothing, sign * scale, 0), scale)
     operator = Scale(scale) if out.values is None else Diagonal(scale * out.values)
@@ -151,7 +155,9 @@ def _update(out: Any, a: Any, nothing: Any) -> LinearUpdate:
 
 def _check(name: str, leaf: int, out: Any, shape: tuple[int, ...], opt_state: Any) -> None:
     """Raise if an output is not an affine function of the gradient of its own parameter."""
-    if isinstance(out, Known) or (isinstance(out, Live) and out.leaf == leaf and not out.swapped and out.value.shape == shape):
+    if isinstance(out, Known) or (
+        isinstance(out, Live) and out.leaf == leaf and not out.swapped and out.value.shape == shape
+    ):
         return
     if isinstance(out, Unreadable):
         why = f"goes through {out.reason!r}, which is not a scaling of its entries"
@@ -159,8 +165,9 @@ def _check(name: str, leaf: int, out: Any, shape: tuple[int, ...], opt_state: An
         why = "is a nonlinear function of its gradient, with no part that a factor scales"
     else:
         why = "depends on the gradient of another parameter, or on its own transposed"
+    states = ", ".join(_state_types(opt_state)) or "empty"
     raise TypeError(
-        f"geometry: the optimizer's update of {name} {why}; its states are {', '.join(_state_types(opt_state)) or 'empty'}. "
+        f"geometry: the optimizer's update of {name} {why}; its states are {states}. "
         "Pass geometry=, a function (params, opt_state, gradient) -> {name: operator}, to state its response"
     )
 

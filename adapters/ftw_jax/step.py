@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import ftw
 import jax
 import jax.numpy as jnp
+
+import ftw
 from ftw import Selection, Simplex, Status
 from ftw.constraints import Constraint
 from ftw.filters import Filter
@@ -30,7 +31,7 @@ def filter_then_weight(
     tx: Any,
     *,
     keep: int,
-    filter: str | Filter = "matching",  # noqa: A002
+    filter: str | Filter = "matching",
     weight: str = "qp",
     constraint: Constraint = Simplex(1.0),  # noqa: B008
     ridge: Any = 0.05,
@@ -54,26 +55,28 @@ def filter_then_weight(
     damping : float
         Added to second-moment denominators as a multiple of their root mean square over the parameter, not negative.
     capture : {"auto", "dense", "factors"}
-        How per-sample gradients are kept: written out, which is ``vmap(grad)``; as the factors of products and look-ups wherever
-        the loss has them; or, parameter by parameter, as what takes less memory (`ftw_jax.capture_plan` states it).
+        How per-sample gradients are kept: written out, which is ``vmap(grad)``; as the factors of products and look-ups
+        wherever the loss has them; or, parameter by parameter, as what takes less memory (`ftw_jax.capture_plan` states
+        it).
     geometry : callable, optional
-        ``(params, opt_state, gradient) -> {keystr path: operator}`` in place of the optimizer's own response, for optimizers
-        that cannot be read; ``gradient`` is the target's, a tree like params.
+        ``(params, opt_state, gradient) -> {keystr path: operator}`` in place of the optimizer's own response, for
+        optimizers that cannot be read; ``gradient`` is the target's, a tree like params.
 
     Returns
     -------
     callable
-        ``select(params, opt_state, pool, target=None, **extra_args) -> (grads, selection)``, to be called under `jax.jit`.
-        ``pool`` and ``target`` are pytrees with the samples on axis 0, of the same structure; None takes the pool's own mean as
-        the target. ``grads`` is a tree like ``params``, ready for ``tx.update``. ``selection`` is an `ftw.Selection` with
-        ``losses`` (n,) of the pool and ``target_loss``. ``extra_args`` are further arguments of ``tx.update``.
+        ``select(params, opt_state, pool, target=None, **extra_args) -> (grads, selection)``, to call under `jax.jit`.
+        ``pool`` and ``target`` are pytrees with the samples on axis 0, of the same structure; None takes the pool's own
+        mean as the target. ``grads`` is a tree like ``params``, ready for ``tx.update``. ``selection`` is an
+        `ftw.Selection` with ``losses`` (n,) of the pool and ``target_loss``. ``extra_args`` are further arguments of
+        ``tx.update``.
 
     Raises
     ------
     TypeError, ValueError
-        At once for options; when ``select`` is traced for structures, shapes and dtypes, with the argument's name, and for an
-        optimizer that cannot be read. Values (NaN, no useful candidate) come back in ``selection.status``, and with weights of
-        NaN the gradient is NaN too.
+        At once for options; when ``select`` is traced for structures, shapes and dtypes, with the argument's name, and
+        for an optimizer that cannot be read. Values (NaN, no useful candidate) come back in ``selection.status``, and
+        with weights of NaN the gradient is NaN too.
     """
     _check_options(loss, tx, keep, damping, capture, geometry)
 
@@ -96,9 +99,7 @@ def filter_then_weight(
             g_T = ftw.combine(samples, jnp.full((m,), 1 / m, losses.dtype))
         at = jax.tree.unflatten(treedef, [view.join([g_T[i] for i in view.names]) for view in views])
         if geometry is None:
-            operators = optimizer_geometry(
-                tx, params, opt_state, anticipate=at, damping=damping, extra_args=extra_args
-            )
+            operators = optimizer_geometry(tx, params, opt_state, anticipate=at, damping=damping, extra_args=extra_args)
         else:
             operators = dict(geometry(params, opt_state, at))
         psd = is_psd(operators)
@@ -141,7 +142,8 @@ def capture_plan(
     Returns
     -------
     dict of str to (str, int)
-        By keystr path: "dense", the parameter's own size; or "factors", the inputs and output gradients of its products.
+        By keystr path: "dense", the parameter's own size; or "factors", the inputs and output gradients of its
+        products.
     """
     traced = [_capture.trace(loss, params, batch) for batch in ([pool] if target is None else [pool, target])]
     return _capture.routes(traced, params, capture)[1]
@@ -168,8 +170,8 @@ def _parts(view: _capture.View, operators: Mapping[str, Operator]) -> dict[str, 
         return dict(zip(view.names, map(ftw.Diagonal, view.split(operator.values)), strict=True))
     if not isinstance(operator, ftw.Scale) and view.matrix is not None and view.shape != view.matrix:
         raise TypeError(
-            f"{_WHAT}: {type(operator).__name__} acts on {view.name} {view.shape} as a whole, and its gradients are kept as "
-            f"{len(view.names)} matrices {view.matrix}; use capture='dense'"
+            f"{_WHAT}: {type(operator).__name__} acts on {view.name} {view.shape} as a whole, and its gradients are "
+            f"kept as {len(view.names)} matrices {view.matrix}; use capture='dense'"
         )
     return dict.fromkeys(view.names, operator)
 
@@ -213,16 +215,15 @@ def _samples(batch: Any, *, what: str) -> int:
 
 def _check_alike(pool: Any, target: Any) -> None:
     """Raise if a target's examples are not of the pool's structure; lengths may differ."""
-    if jax.tree.structure(pool) != jax.tree.structure(target):
-        raise ValueError(
-            f"{_WHAT}: target is {jax.tree.structure(target)}, the pool {jax.tree.structure(pool)}; loss takes examples of both"
-        )
+    ours: Any = jax.tree.structure(pool)
+    theirs: Any = jax.tree.structure(target)
+    if ours != theirs:
+        raise ValueError(f"{_WHAT}: target is {theirs}, the pool {ours}; loss takes examples of both")
 
 
 def _check_loss(loss: Loss, params: Any, pool: Any) -> None:
     """Raise if the loss of one example is not a real floating scalar."""
-    example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x)[1:], jnp.result_type(x)), pool)
-    out = jax.eval_shape(loss, params, example)
+    out = jax.eval_shape(loss, params, _names.example(pool))
     if getattr(out, "shape", None) != () or not jnp.issubdtype(out.dtype, jnp.floating):
         kind = jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", out)
         raise TypeError(f"{_WHAT}: loss(params, example) must return one floating scalar for one example, got {kind}")
