@@ -131,6 +131,7 @@ def matching(
         part = xp.take(xp.take(gram, picks, axis=0), picks, axis=1)  # (s, s)
         diagonal = xp.where(filled, xp.linalg.diagonal(part), xp.zeros_like(start))  # (s,)
         mean = xp.sum(diagonal) / xp.sum(xp.astype(filled, start.dtype))
+        mean = xp.where(mean < 0, 0.0, mean)  # of an indefinite K: the solver is to say so
         mask = filled[:, None] & filled[None, :]  # (s, s)
         part = xp.where(mask, part, mean * xp.eye(picks.shape[0], dtype=part.dtype, device=place))
         linear = xp.where(filled, xp.take(scores, picks), xp.zeros_like(start))  # (s,)
@@ -202,7 +203,7 @@ def boltzmann(scores: Array, k: int, *, temperature: float, uniforms: Array) -> 
     Gumbel top-k (Kool, van Hoof & Welling 2019): adding Gumbel noise and taking the k largest draws without
     replacement, and never forms an exponential that could overflow.
     """
-    xp = _check(scores, k, what="boltzmann")
+    xp = _check(scores, k, uniforms=uniforms, what="boltzmann")
     if tuple(uniforms.shape) != tuple(scores.shape):
         raise ValueError(f"boltzmann: uniforms {tuple(uniforms.shape)} must be {tuple(scores.shape)}, one a candidate")
     if isinstance(temperature, (int, float)) and not temperature > 0:
@@ -232,7 +233,9 @@ def resample(weights: Array, size: int, uniforms: Array) -> Any:
     integer array (size,)
         Positions in ``weights``.
     """
-    xp = _check(weights, 1, what="resample")
+    xp = _check(weights, 1, uniforms=uniforms, what="resample")
+    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        raise ValueError(f"resample: size={size!r} must be an int >= 1")
     if tuple(uniforms.shape) != (size,):
         raise ValueError(f"resample: uniforms {tuple(uniforms.shape)} must be ({size},), one a draw")
     upper = xp.cumulative_sum(weights)  # (n,)
@@ -241,8 +244,8 @@ def resample(weights: Array, size: int, uniforms: Array) -> Any:
     return xp.where(drawn > last, last, drawn)
 
 
-def _check(scores: Any, k: int, gram: Any = None, *, ridge: Any = 0.0, what: str) -> Any:
-    xp = _array.namespace(scores, gram, what=what)
+def _check(scores: Any, k: int, gram: Any = None, *, ridge: Any = 0.0, uniforms: Any = None, what: str) -> Any:
+    xp = _array.namespace(scores, gram, uniforms, what=what)
     if scores.ndim != 1 or not _array.is_floating(xp, scores):
         raise ValueError(f"{what}: scores must be a vector of floats, got {scores.dtype} {tuple(scores.shape)}")
     n = scores.shape[0]
@@ -250,6 +253,9 @@ def _check(scores: Any, k: int, gram: Any = None, *, ridge: Any = 0.0, what: str
         raise TypeError(f"{what}: k must be an int, got {type(k).__name__}")
     if not 1 <= k <= n:
         raise ValueError(f"{what}: k={k} must lie in 1 .. {n}, the number of scores")
+    for name, x in (("gram", gram), ("uniforms", uniforms)):
+        if x is not None and not _array.is_floating(xp, x):
+            raise TypeError(f"{what}: {name} must be floating, got {x.dtype}; cast it first")
     if gram is not None and tuple(gram.shape) != (n, n):
         raise ValueError(f"{what}: gram {tuple(gram.shape)} must be ({n}, {n}) for {n} scores")
     if isinstance(ridge, (int, float)) and ridge < 0:

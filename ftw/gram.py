@@ -246,7 +246,7 @@ def _compact(xp: Any, piece: Piece) -> Piece:
     if not (isinstance(x, Rows) and isinstance(y, Rows)):
         return piece
     size = math.prod(x.indices.shape) + (0 if y is x else math.prod(y.indices.shape))
-    if size >= x.size:
+    if not 0 < size < x.size:
         return piece
     flat = [xp.reshape(r.indices, (-1,)) for r in ((x,) if x is y else (x, y))]
     every = xp.sort(xp.concat(_same_ints(xp, flat)))  # (size,)
