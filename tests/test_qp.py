@@ -170,8 +170,9 @@ def test_is_the_least_of_all_faces(name, seed, n, rank, twin, zero):
     r = solve_qp(K, c, constraint)
     assert r.status == Status.OK
     check_feasible(r.weights, constraint)
-    least = by_enumeration(K, c, constraint)
-    assert abs(value(K, c, r.weights) - least) <= 1e-8 * (abs(least) + np.abs(r.weights) @ np.abs(c))
+    least = by_enumeration(K, c, constraint)  # of points that may be 1e-9 outside
+    size = abs(least) + np.abs(r.weights) @ np.abs(c) + 0.2 * np.abs(c).sum()
+    assert abs(value(K, c, r.weights) - least) <= 1e-8 * size
 
 
 @quick
