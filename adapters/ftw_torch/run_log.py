@@ -1,0 +1,184 @@
+"""What a trainer says about its selections: means for its own logger, and lines for the run's record."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import itertools
+import os
+import platform
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import ftw
+from ftw import Selection, Status
+from ftw.report import Recorder, describe
+
+__all__ = ["RunLog", "fingerprint", "weighted_loss"]
+
+PACKAGES = ("filter-then-weight", "torch", "transformers", "accelerate", "trl", "peft")
+
+
+class RunLog:
+    """Collects what the selections of a run said.
+
+    Parameters
+    ----------
+    record : path, optional
+        Where to append the run's record (`ftw.report`), one line an optimizer step.
+    name : str
+        Of the run.
+    seed : int, optional
+    **header
+        For the record's header.
+    """
+
+    def __init__(
+        self, record: str | os.PathLike[str] | None, name: str, *, seed: int | None = None, **header: Any
+    ) -> None:
+        self.name = name
+        self.sums: dict[str, float] = {}
+        self.counts: dict[str, int] = {}
+        self.line: dict[str, Any] | None = None
+        self.step = 0
+        self.path, self.seed, self.header = record, seed, header
+        self.recorder: Recorder | None = None
+
+    def add(self, step: int, selection: Selection, n: int, seconds: float, lengths: Any = None) -> list[int]:
+        """Take in one selection over a pool of n; return the candidates that were dropped as not finite.
+
+        Several selections of one step, by gradient accumulation, are averaged; the record lists the picks of each.
+        """
+        share = len(selection.indices) / n
+        values = torch.stack(
+            [
+                torch.as_tensor(x, dtype=torch.float64).cpu()
+                for x in (
+                    selection.match,
+                    selection.effective_size,
+                    selection.target_loss,
+                    selection.shrinkage,
+                    selection.status,
+                )
+            ]
+        )
+        match, size, target_loss, shrinkage, status = values.tolist()
+        dropped = torch.nonzero(~torch.isfinite(selection.scores))[:, 0].tolist()
+        means = {
+            "match": match,
+            "effective_size": size,
+            "picked_share": share,
+            "target_loss": target_loss,
+            "shrinkage": shrinkage,
+            "selection_seconds": seconds,
+        }
+        for name, value in means.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+            self.counts[name] = self.counts.get(name, 0) + 1
+        for name, amount in (("dropped", len(dropped)), ("nothing_useful", int(status == Status.NOTHING_USEFUL))):
+            if amount:  # totals since the last log, and not means
+                self.sums[name] = self.sums.get(name, 0.0) + amount
+                self.counts[name] = 1
+        if self.path is not None:
+            self._describe(step, selection, means, Status(int(status)), dropped, lengths)
+        return dropped
+
+    def _describe(
+        self, step: int, selection: Selection, means: dict[str, float], status: Status, dropped: list[int], lengths: Any
+    ) -> None:
+        if step != self.step:
+            self.write()
+        self.step = step
+        columns = {"score": selection.scores.tolist(), "loss": selection.losses.tolist()}
+        if lengths is not None:
+            columns["length"] = lengths.tolist()
+        picked = describe(selection.indices.tolist(), selection.weights.tolist(), **columns)
+        seconds = means.pop("selection_seconds")
+        means["loss"] = float(weighted_loss(selection))
+        if self.line is None:
+            self.line = {**means, "status": status.name, "seconds": {"selection": seconds}, "picked": picked}
+            self.line |= {"pools": 1, "dropped": dropped}
+            return
+        line, pools = self.line, self.line["pools"] + 1
+        for sample in picked:
+            sample["pool"] = pools - 1
+        for name, value in means.items():
+            line[name] += (value - line[name]) / pools
+        line["seconds"]["selection"] += seconds
+        line["picked"] += picked
+        line["dropped"] += dropped
+        line["pools"] = pools
+        if status != Status.OK:
+            line["status"] = status.name
+
+    def means(self) -> dict[str, float]:
+        """Return the means since the last call, and forget them."""
+        out = {name: total / self.counts[name] for name, total in self.sums.items()}
+        self.sums, self.counts = {}, {}
+        return out
+
+    def write(self, **fields: Any) -> None:
+        """Append the step's line to the record, with further fields."""
+        if self.path is not None and self.line is not None:
+            if self.recorder is None:
+                self.recorder = Recorder(self.path, packages=packages(), **self.header)
+                self.recorder.run(self.name, method="filter-then-weight", seed=self.seed)
+            self.recorder.step(self.name, self.step, **self.line, **fields)
+        self.line = None
+
+    def close(self) -> None:
+        """Write what is there and close the record; the next line opens it again."""
+        self.write()
+        if self.recorder is not None:
+            self.recorder.close()
+            self.recorder = None
+
+    def __del__(self) -> None:
+        recorder = getattr(self, "recorder", None)
+        if recorder is not None:
+            recorder.close()
+
+
+def weighted_loss(selection: Selection) -> Tensor:
+    """Return the weighted mean loss () of those chosen; 0 if nobody counts."""
+    weights = selection.weights
+    losses = torch.where(weights > 0, selection.losses[selection.indices].to(weights.dtype), 0.0)
+    return (losses * weights).sum() / weights.sum().clamp(min=torch.finfo(weights.dtype).tiny)
+
+
+def packages() -> dict[str, str]:
+    """Return the versions of what the run runs on."""
+    found = {"python": platform.python_version(), "ftw": getattr(ftw, "__version__", "")}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {name: version for name, version in found.items() if version}
+
+
+def fingerprint(dataset: Any) -> str:
+    """Return a short name of a dataset's content: its length, its first and its last samples."""
+    if dataset is None:
+        return "none"
+    known = getattr(dataset, "_fingerprint", None)
+    if isinstance(known, str):
+        return known
+    try:
+        size = len(dataset)
+        some: Iterable[int] = itertools.chain(range(min(8, size)), range(max(0, size - 8), size))
+        shown = [_canonical(dataset[i]) for i in some]
+    except TypeError:
+        return f"stream:{type(dataset).__name__}"
+    return f"{size}:{hashlib.sha256(repr(shown).encode()).hexdigest()[:16]}"
+
+
+def _canonical(sample: Any) -> Any:
+    if isinstance(sample, Mapping):
+        return sorted((str(key), _canonical(value)) for key, value in sample.items())
+    if isinstance(sample, (list, tuple)):
+        return [_canonical(value) for value in sample]
+    return sample.tolist() if hasattr(sample, "tolist") else repr(sample)

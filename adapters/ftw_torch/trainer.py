@@ -1,0 +1,328 @@
+"""Filter-then-Weight in Hugging Face trainers: a mixin over their public methods.
+
+    class MyTrainer(FilterThenWeightMixin, SFTTrainer): ...
+
+``training_step`` is replaced by a selection over the batch at hand, which is the pool; ``log`` carries what the
+selection said. Everything else (data, accumulation, clipping, schedules, checkpoints, callbacks) stays the trainer's
+own. Which target samples a step sees, and whether it selects at all, depends on the step's number and the seed alone:
+a resumed run goes on as if it had never stopped.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Subset
+from transformers import Trainer, TrainerCallback
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+import ftw
+from ftw import Selection, Status
+from ftw.constraints import Constraint
+
+from . import batches
+from .losses import label_losses, token_counts
+from .run_log import RunLog, fingerprint, weighted_loss
+from .selector import FilterThenWeight
+from .trainer_setup import check, offer, refuse
+
+__all__ = ["FilterThenWeightMixin", "FilterThenWeightTrainer"]
+
+logger = logging.getLogger(__name__)
+
+_Base = Trainer if TYPE_CHECKING else object
+_SCALE = "_ftw_scale"  # (n,), travels with a batch whose losses are sums over tokens
+
+
+class FilterThenWeightMixin(_Base):
+    """Selects and weighs the samples of each batch; stands before the trainer in the list of bases.
+
+    Parameters
+    ----------
+    *args, **kwargs
+        Of the trainer. ``per_device_train_batch_size`` is the pool, ``per_device_eval_batch_size`` the target batch.
+    target_dataset : dataset with a length, or None
+        What the model should get better at. Prepared like an evaluation data set. None: each pool is its own target.
+    keep : int or float
+        How many samples of a pool to train on, or which fraction of them; of a smaller pool all if need be.
+    select_every : int
+        Select in every n-th optimizer step; the others train on the whole pool, as the trainer does.
+    select_after : int
+        Optimizer steps before the first selection, on whole pools.
+    target_refresh : int
+        Take another target batch after this many optimizer steps; 0 keeps the first for good.
+    per_sample_loss : callable, optional
+        ``(model, inputs) -> (n,)``. The default is the cross-entropy of the model's logits and the labels, with the
+        trainer's label smoothing.
+    loss_unit : {"sample", "token"}
+        The loss of a sequence is the mean over its own tokens; or their sum over the mean number of tokens a sample, so
+        that uniform weights give the trainer's own loss (``num_items_in_batch``).
+    nothing_useful : {"best", "uniform", "skip", "raise"}
+        What to do with a pool in which no sample helps: train on the best scores, on the whole pool, on none, or raise.
+    micro_batch, on_nonfinite, damping, shortlist, filter, weight, constraint, ridge, guard, solver
+        See `FilterThenWeight`.
+    record : path, optional
+        Append the run's record here, one JSON line an optimizer step; ``python -m ftw.report`` makes a page of it.
+
+    Notes
+    -----
+    Logged with the trainer's loss, as means since its last log: ``match``, ``effective_size``, ``picked_share``,
+    ``target_loss``, ``shrinkage`` and ``selection_seconds`` (target, pool, choice and gradient of one pool), and the
+    totals ``dropped`` and ``nothing_useful`` if they are not zero. The ``loss`` logged in a step that selects is the
+    weighted one of the samples trained on.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        target_dataset: Any,
+        keep: int | float,
+        select_every: int = 1,
+        select_after: int = 0,
+        target_refresh: int = 1,
+        per_sample_loss: Callable[[nn.Module, Any], Tensor] | None = None,
+        loss_unit: str = "sample",
+        nothing_useful: str = "best",
+        micro_batch: int | None = None,
+        on_nonfinite: str = "raise",
+        damping: float = 0.1,
+        shortlist: int | float | None = 0.5,
+        filter: Any = "matching",
+        weight: str = "qp",
+        constraint: Constraint = ftw.Simplex(1.0),  # noqa: B008
+        ridge: float = 0.05,
+        guard: float = 0.3,
+        solver: Callable[..., Any] | None = None,
+        record: str | os.PathLike[str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        check(keep, select_every, select_after, target_refresh, loss_unit, nothing_useful, target_dataset)
+        options = {"filter": filter, "weight": weight, "constraint": constraint, "ridge": ridge, "guard": guard}
+        passed = {"micro_batch": micro_batch, "on_nonfinite": on_nonfinite, "damping": damping, "shortlist": shortlist}
+        self._ftw_options: dict[str, Any] = options | passed | ({} if solver is None else {"solver": solver})
+        self._ftw_keep, self._ftw_every, self._ftw_after = keep, select_every, select_after
+        self._ftw_refresh, self._ftw_unit, self._ftw_policy = target_refresh, loss_unit, nothing_useful
+        self._ftw_loss = per_sample_loss
+        self._ftw_selector: FilterThenWeight | None = None
+        self._ftw_batch: tuple[int, Any] | None = None
+        self._ftw_target = target_dataset
+        if target_dataset is None:
+            super().__init__(*args, **kwargs)
+        else:
+            args, kwargs, restore = offer(super().__init__, args, kwargs, target_dataset)
+            super().__init__(*args, **kwargs)
+            self._ftw_target, self.eval_dataset = restore(self.eval_dataset)
+        home = FilterThenWeightMixin.per_sample_loss
+        refuse(self, own_loss=per_sample_loss is not None or type(self).per_sample_loss is not home)
+        self._ftw_log = RunLog(
+            record if self.is_world_process_zero() else None,
+            str(getattr(self.args, "run_name", None) or "run"),
+            seed=self.args.seed,
+            title="Filter-then-Weight in a trainer",
+            data={"train": fingerprint(self.train_dataset), "target": fingerprint(self._ftw_target)},
+        )
+        self.add_callback(_Write(self._ftw_log))
+
+    # ------------------------------------------------------------------------------------------------------------------
+    # What the trainer calls
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Tensor | Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """Fill ``.grad`` from the chosen samples of the batch; return their weighted loss."""
+        step = self.state.global_step
+        if step < self._ftw_after or (step - self._ftw_after) % self._ftw_every:
+            return super().training_step(model, inputs, num_items_in_batch)
+        start = time.perf_counter()
+        model.train()
+        switch = getattr(self.optimizer, "train", None)
+        if callable(switch):  # schedule-free optimizers
+            switch()
+        pool = batches.map_tensors(lambda x: x.to(self.args.device), dict(inputs))
+        n = batches.size(pool, "pool")
+        steps = getattr(self, "current_gradient_accumulation_steps", self.args.gradient_accumulation_steps)
+        lengths = self._ftw_counts(pool)
+        target = self._ftw_target_batch(step)
+        if self._ftw_unit == "token":
+            pool = self._ftw_scaled(pool, num_items_in_batch, steps)
+            target = None if target is None else self._ftw_scaled(target, None, 1)
+        selector = self._ftw_prepared(model)
+        selector.keep = self._ftw_kept(n)
+        selection = self._ftw_backward(selector, pool, target, steps)
+        dropped = self._ftw_log.add(step + 1, selection, n, time.perf_counter() - start, lengths)
+        if dropped:
+            logger.warning("step %d: samples %s of the pool are not finite and were dropped", step + 1, dropped)
+        return weighted_loss(selection).to(self.args.device) / steps
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Add what the selections said to the trainer's own log."""
+        if "loss" in logs:
+            logs.update(self._ftw_log.means())
+            self._ftw_log.write(**{name: logs[name] for name in ("grad_norm",) if name in logs})
+        super().log(logs, *args, **kwargs)
+
+    def per_sample_loss(self, model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
+        """Return the losses (n,) of a batch: yours to override."""
+        inputs = dict(inputs)
+        scale = inputs.pop(_SCALE, None)
+        with self.compute_loss_context_manager():
+            if self._ftw_loss is not None:
+                return self._ftw_loss(model, inputs)
+            shifted = inputs.pop("shift_labels", None)
+            labels = inputs.get("labels") if shifted is None else shifted
+            if labels is None:
+                raise ValueError(
+                    f"the batch has no 'labels', only {sorted(inputs)}; pass per_sample_loss=(model, inputs) -> (n,)"
+                )
+            config = getattr(_base(model), "config", None)
+            if not (getattr(config, "is_encoder_decoder", False) and "decoder_input_ids" not in inputs):
+                inputs.pop("labels", None)
+            outputs = model(**inputs)
+            logits = outputs["logits"] if isinstance(outputs, Mapping) else outputs[0]
+            return label_losses(
+                logits,
+                labels,
+                shift=shifted is None and self._ftw_causal(),
+                smoothing=self.args.label_smoothing_factor,
+                scale=scale,
+            )
+
+    # ------------------------------------------------------------------------------------------------------------------
+    # Parts
+
+    def _ftw_prepared(self, model: nn.Module) -> FilterThenWeight:
+        """Return the selector; train() may bring another optimizer or model."""
+        optimizer: Any = getattr(self.optimizer, "optimizer", self.optimizer)
+        plain = self.accelerator.unwrap_model(model)
+        old = self._ftw_selector
+        if old is None or old.optimizer is not optimizer or old.model is not plain:
+            self._ftw_selector = FilterThenWeight(plain, optimizer, self.per_sample_loss, keep=1, **self._ftw_options)
+        assert self._ftw_selector is not None
+        return self._ftw_selector
+
+    def _ftw_backward(self, selector: FilterThenWeight, pool: Any, target: Any, steps: int) -> Selection:
+        """Add the gradient of a pool's choice to ``.grad``, as one of ``steps`` pools."""
+        parameters = [p for p in selector.model.parameters() if p.requires_grad]
+        before = [p.grad for p in parameters]
+        done = False
+        try:
+            for p in parameters:
+                p.grad = None
+            with self.accelerator.autocast():
+                selection = selector.backward(pool, target)
+            if self._ftw_policy != "best" and int(selection.status) == Status.NOTHING_USEFUL:
+                selection = self._ftw_useless(parameters, selector, pool, selection)
+            for p, old in zip(parameters, before, strict=True):
+                if p.grad is None:
+                    p.grad = old
+                elif steps > 1:
+                    p.grad.div_(steps)
+                    p.grad = p.grad if old is None else old.add_(p.grad)
+                elif old is not None:
+                    p.grad = old.add_(p.grad)
+            done = True
+        finally:
+            if not done:
+                for p, old in zip(parameters, before, strict=True):
+                    p.grad = old
+        return selection
+
+    def _ftw_useless(
+        self, parameters: list[nn.Parameter], selector: FilterThenWeight, pool: Any, selection: Selection
+    ) -> Selection:
+        """Follow the policy for a pool without anything useful."""
+        if self._ftw_policy == "raise":
+            raise RuntimeError(f"{Status.NOTHING_USEFUL.message} (NOTHING_USEFUL)")
+        for p in parameters:
+            p.grad = None
+        if self._ftw_policy == "skip":
+            return selection._replace(weights=torch.zeros_like(selection.weights))
+        good = torch.nonzero(torch.isfinite(selection.scores))[:, 0]  # (n',)
+        total = float(selection.weights.sum())
+        pool = batches.take(pool, good)
+        for piece in batches.split(pool, len(good), selector.micro_batch):
+            (self.per_sample_loss(selector.model, piece).sum() * (total / len(good))).backward()
+        weights = torch.full_like(selection.scores[good], total / len(good))
+        return selection._replace(indices=good, weights=weights)
+
+    def _ftw_kept(self, n: int) -> int:
+        keep = self._ftw_keep
+        return min(n, keep if isinstance(keep, int) else max(1, math.ceil(keep * n - 1e-9)))
+
+    def _ftw_target_batch(self, step: int) -> Any:
+        """Return the target batch of a step: a function of the step's number and the seed."""
+        if self._ftw_target is None:
+            return None
+        turn = 0 if self._ftw_refresh == 0 else step // self._ftw_refresh
+        if self._ftw_batch is None or self._ftw_batch[0] != turn:
+            total = len(self._ftw_target)
+            size = min(total, self.args.eval_batch_size)
+            a_pass, place = divmod(turn, total // size)
+            generator = torch.Generator().manual_seed(self.args.seed + a_pass)
+            order = list(range(total)) if size == total else torch.randperm(total, generator=generator).tolist()
+            some = order[place * size : (place + 1) * size]
+            data = self._ftw_target
+            subset = data.select(some) if hasattr(data, "select") else Subset(data, some)
+            state = torch.get_rng_state()  # a loader draws a seed for its workers
+            batch = next(iter(self.get_eval_dataloader(subset)))
+            torch.set_rng_state(state)
+            self._ftw_batch = turn, batches.map_tensors(lambda x: x.to(self.args.device), dict(batch))
+        return self._ftw_batch[1]
+
+    def _ftw_causal(self) -> bool:
+        """Tell whether the model predicts the next token."""
+        base = _base(self.accelerator.unwrap_model(self.model))
+        if getattr(getattr(base, "config", None), "is_encoder_decoder", False):
+            return False
+        return (
+            type(base).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+            or getattr(base, "loss_type", None) == "ForCausalLM"
+        )
+
+    def _ftw_counts(self, inputs: Mapping[str, Any]) -> Tensor | None:
+        """Return the number of labels of each sample (n,), if they are tokens."""
+        labels = inputs.get("shift_labels", inputs.get("labels"))
+        if not isinstance(labels, Tensor) or labels.ndim != 2 or labels.is_floating_point():
+            return None
+        return token_counts(labels, shift="shift_labels" not in inputs and self._ftw_causal())
+
+    def _ftw_scaled(self, inputs: dict[str, Any], items: Tensor | int | None, steps: int) -> dict[str, Any]:
+        """Return the batch with the factor (n,) that makes sums over tokens a loss of about one sample."""
+        counts = self._ftw_counts(inputs)
+        if counts is None:
+            raise ValueError("loss_unit='token' needs labels (n, t) of ints; use loss_unit='sample'")
+        n = len(counts)
+        total = counts.sum() if items is None else torch.as_tensor(items, device=counts.device) / steps
+        if items is not None and getattr(self.args, "average_tokens_across_devices", False):
+            total = total / self.accelerator.num_processes
+        return {**inputs, _SCALE: (n / total.clamp(min=1)).to(torch.float32).expand(n)}
+
+
+class FilterThenWeightTrainer(FilterThenWeightMixin, Trainer):
+    """`transformers.Trainer` with selection; see `FilterThenWeightMixin`."""
+
+
+def _base(model: Any) -> Any:
+    """Return the model inside adapters."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+class _Write(TrainerCallback):  # type: ignore[misc]
+    """Writes the record's line of a step that the trainer does not log, and closes the record."""
+
+    def __init__(self, log: RunLog) -> None:
+        self.log = log
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if not control.should_log:
+            self.log.write()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.log.close()

@@ -1,0 +1,81 @@
+"""What a trainer's mixin does before training: checks, and the target's way through the trainer's own preparation."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+__all__ = ["check", "offer", "refuse"]
+
+POLICIES = ("best", "uniform", "skip", "raise")
+
+
+def refuse(trainer: Any, *, own_loss: bool) -> None:
+    """Raise for what would silently mean something else."""
+    if trainer.args.n_gpu > 1:
+        raise ValueError(f"{trainer.args.n_gpu} GPUs in one process: start one process a GPU, with torchrun")
+    if trainer.args.fp16:
+        raise ValueError("fp16 scales the gradients that the selection measures; train in bf16 instead")
+    if own_loss:
+        return
+    remedy = "give the loss of each sample instead: per_sample_loss=(model, inputs) -> (n,)"
+    if trainer.compute_loss_func is not None or getattr(trainer.args, "loss_type", "nll") not in (None, "nll"):
+        raise ValueError(f"compute_loss_func and loss_type other than 'nll' give one loss a batch; {remedy}")
+    home = type(trainer).compute_loss
+    if home.__module__ not in ("transformers.trainer", "trl.trainer.sft_trainer"):
+        raise ValueError(f"{home.__qualname__} gives one loss a batch; {remedy}")
+
+
+def offer(
+    init: Callable[..., None], args: Sequence[Any], kwargs: Mapping[str, Any], target: Any
+) -> tuple[tuple[Any, ...], dict[str, Any], Callable[[Any], tuple[Any, Any]]]:
+    """Pass the target among the evaluation data, so that trainers that tokenise these tokenise it too.
+
+    Returns the arguments, and a function that takes the trainer's data apart again.
+    """
+    bound = inspect.signature(init).bind_partial(*args, **kwargs)
+    given = bound.arguments.get("eval_dataset", bound.arguments.get("kwargs", {}).get("eval_dataset"))
+    if given is not None and not isinstance(given, dict):
+        both = {"eval": given, "ftw_target": target}
+    else:
+        both = {**(given or {}), "ftw_target": target}
+    if "kwargs" in bound.signature.parameters:
+        kwargs = {**kwargs, "eval_dataset": both}
+    else:
+        bound.arguments["eval_dataset"] = both
+        args, kwargs = bound.args, bound.kwargs
+
+    def restore(data: Any) -> tuple[Any, Any]:
+        data = dict(data)
+        prepared = data.pop("ftw_target")
+        if given is None:
+            return prepared, None
+        return prepared, data if isinstance(given, dict) else data["eval"]
+
+    return tuple(args), dict(kwargs), restore
+
+
+def check(
+    keep: Any, every: Any, after: Any, refresh: Any, loss_unit: str, nothing_useful: str, target_dataset: Any
+) -> None:
+    """Raise what is wrong with a trainer's options."""
+    if isinstance(keep, bool) or not (
+        (isinstance(keep, int) and keep >= 1) or (isinstance(keep, float) and 0 < keep <= 1)
+    ):
+        raise ValueError(f"keep={keep!r} must be a count >= 1, or a fraction of the pool in (0, 1]")
+    for name, value, least in (
+        ("select_every", every, 1),
+        ("select_after", after, 0),
+        ("target_refresh", refresh, 0),
+    ):
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ValueError(f"{name}={value!r} must be an int >= {least}")
+    if loss_unit not in ("sample", "token"):
+        raise ValueError(f"loss_unit={loss_unit!r} must be 'sample' or 'token'")
+    if nothing_useful not in POLICIES:
+        raise ValueError(f"nothing_useful={nothing_useful!r} must be one of {POLICIES}")
+    if target_dataset is not None and not hasattr(target_dataset, "__len__"):
+        raise TypeError(f"target_dataset is a {type(target_dataset).__name__} without a length; pass list(...) of it")
+    if target_dataset is not None and len(target_dataset) == 0:
+        raise ValueError("target_dataset is empty; pass None to take each pool's own mean as the target")
