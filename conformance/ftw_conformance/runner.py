@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import datetime
 import re
 import time
 import warnings
@@ -15,7 +17,7 @@ from .backends import Backend
 from .table import Case, Expect, Refusal, map_arrays
 from .tolerances import tolerance
 
-__all__ = ["Result", "run"]
+__all__ = ["FAIL", "GAP", "PASS", "SKIP", "Result", "measure", "run", "with_gap"]
 
 RECORDS = {"OuterProduct", "Rows", "Dense"}
 PASS, FAIL, GAP, SKIP = "pass", "FAIL", "gap", "skip"
@@ -49,7 +51,7 @@ def run(case: Case | Refusal, backend: Backend, dtype: str, gaps: list[known_gap
             result = _refused(case, backend, dtype) if isinstance(case, Refusal) else _compared(case, backend, dtype)
     except Exception as error:
         result = _row(case, backend, dtype, FAIL, np.inf, detail=f"{type(error).__name__}: {_short(error)}")
-    result = _with_gap(result, gaps)
+    result = with_gap(result, gaps)
     return result._replace(seconds=time.perf_counter() - start)
 
 
@@ -57,9 +59,8 @@ def _row(case: Case | Refusal, backend: Backend, dtype: str, verdict: str, error
     return Result(case.name, backend.name, dtype, verdict, error, **more)
 
 
-def _with_gap(result: Result, gaps: list[known_gaps.Gap] | None) -> Result:
-    import datetime
-
+def with_gap(result: Result, gaps: list[known_gaps.Gap] | None) -> Result:
+    """Return the verdict in the light of the known gaps."""
     gap = known_gaps.find(result.case, result.backend, result.dtype, gaps)
     if gap is None:
         return result
@@ -127,14 +128,14 @@ def _compared(case: Case, backend: Backend, dtype: str) -> Result:
     raw = _call(case, backend, held)
     got = {name: backend.to_numpy(x) for name, x in raw.items()}
     seen = _seen(backend, dtype, case.inputs)
-    after = map_arrays_back(backend, held)
+    after = _back(backend, held)
     with np.errstate(all="ignore"):
         expected = case.account(got, *seen)
     missing = set(got) - set(expected) - {"steps"}
     if missing:
         return _row(case, backend, dtype, FAIL, np.inf, detail=f"no account of {sorted(missing)}")
     worst = (0.0, 0.0, "")
-    for name, e in {**expected, **after_unchanged(case.inputs, seen, after)}.items():
+    for name, e in {**expected, **_unchanged(case.inputs, seen, after)}.items():
         value = got[name] if e.got is None and name in got else e.got
         wide = "float32" if dtype in ("float16", "bfloat16") else dtype
         if e.got is None and value.dtype.kind == "f" and str(value.dtype) != wide:
@@ -150,13 +151,11 @@ def _compared(case: Case, backend: Backend, dtype: str) -> Result:
     return Result(case.name, backend.name, dtype, PASS if good else FAIL, worst[0], worst[1], steps, detail)
 
 
-def map_arrays_back(backend: Backend, held: Any) -> list[Any]:
+def _back(backend: Backend, held: Any) -> list[Any]:
     """Return the inputs' values after the call."""
     found: list[Any] = []
 
     def collect(tree: Any) -> None:
-        import dataclasses
-
         if isinstance(tree, Mapping):
             tree = list(tree.values())
         elif dataclasses.is_dataclass(tree):
@@ -171,7 +170,7 @@ def map_arrays_back(backend: Backend, held: Any) -> list[Any]:
     return found
 
 
-def after_unchanged(inputs: Any, seen: Any, after: list[Any]) -> dict[str, Expect]:
+def _unchanged(inputs: Any, seen: Any, after: list[Any]) -> dict[str, Expect]:
     """Expect that no input was written to."""
     before: list[Any] = []
     map_arrays(seen, lambda x, inside: before.append(x))

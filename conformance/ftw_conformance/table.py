@@ -73,6 +73,8 @@ class Case:
         Whether it is left out on backends that compile, for the time this takes.
     eager : bool
         Whether it is a Python-level promise that a trace cannot make.
+    narrow : bool
+        Whether it runs in other dtypes than float64 on backends that compile.
     """
 
     name: str
@@ -83,6 +85,7 @@ class Case:
     loops: bool = False
     heavy: bool = False
     eager: bool = False
+    narrow: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -56,6 +56,7 @@ def verify(
     full: bool = False,
     gaps: Any = None,
     seen: Callable[[Result], None] | None = None,
+    fail_fast: bool = False,
 ) -> list[Result]:
     """Run the table on one backend.
 
@@ -72,17 +73,25 @@ def verify(
         In place of the built-in list.
     seen : callable, optional
         Called with each result as it comes.
+    fail_fast : bool
+        Whether to stop at the first failure.
     """
     out = []
     for case, dtype in _rows(backend, dtypes, only):
-        if getattr(case, "heavy", False) and backend.compiles and not full:
+        if backend.compiles and not full and _takes_long(case, dtype):
             result = Result(case.name, backend.name, dtype, SKIP)
         else:
             result = run(case, backend, dtype, gaps)
         if seen is not None:
             seen(result)
         out.append(result)
+        if fail_fast and result.verdict == FAIL:
+            break
     return out
+
+
+def _takes_long(case: Case | Refusal, dtype: str) -> bool:
+    return isinstance(case, Case) and (case.heavy or (dtype != "float64" and not case.narrow))
 
 
 def _rows(backend: Backend, dtypes: tuple[str, ...], only: str) -> Iterator[tuple[Case | Refusal, str]]:
@@ -112,14 +121,14 @@ def _gather(wanted: list[str], options: argparse.Namespace) -> tuple[list[Result
         shown = _Progress(name, quiet=options.worker or options.json or not sys.stderr.isatty())
         try:
             if name in adapters.names():
-                found = adapters.verify(name, options.device, only=options.only or "*", seen=shown)
+                found = adapters.verify(name, options.device, only=options.only or "*", seen=shown, full=options.full)
             else:
                 backend = backends.load(name, options.device)
                 dtypes = tuple(options.dtype or DTYPES)
                 missing = [d for d in dtypes if d not in backend.dtypes]
                 if len(missing) == len(dtypes):
                     raise Unavailable(f"has no dtype {', '.join(missing)}")
-                found = verify(backend, dtypes, only=options.only or "*", full=options.full, seen=shown)
+                found = verify(backend, dtypes, only=options.only or "*", full=options.full, seen=shown, fail_fast=options.fail_fast)
         except Unavailable as error:
             absent[name] = str(error)
             continue
@@ -135,6 +144,7 @@ def _in_parallel(wanted: list[str], options: argparse.Namespace) -> tuple[list[R
     command += ["--device", options.device, "--only", options.only or "*"]
     command += [word for d in options.dtype or () for word in ("--dtype", d)]
     command += [word for m in options.plugin for word in ("--plugin", m)] + (["--full"] if options.full else [])
+    command += ["--fail-fast"] if options.fail_fast else []
     slow = {"jit": 0, "jax": 1, "ftw_jax": 2}
     queue = sorted(wanted, key=lambda name: slow.get(name, 9))
     running: dict[str, subprocess.Popen[str]] = {}
@@ -232,6 +242,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--dtype", action="append", choices=DTYPES, help="may be given several times; all by default")
     p.add_argument("--only", metavar="PATTERN", help="case names, as in a shell: 'qp/*'")
     p.add_argument("--full", action="store_true", help="also the heavy cases on backends that compile")
+    p.add_argument("--fail-fast", action="store_true", help="stop a backend at its first failure")
     p.add_argument("--plugin", action="append", default=[], metavar="MODULE", help="import this module first: it registers")
     p.add_argument("--jobs", type=int, default=2, help="backends at a time, each in a process (default 2)")
     p.add_argument("--json", action="store_true", help="print a report for programs")

@@ -174,7 +174,7 @@ def account_shrink(m: int, cap: float, slope: float) -> Callable[..., dict[str, 
             a, f = (np.nan, np.nan) if bad else ref.shrinkage(t, s, d, m, cap=cap, slope=slope)
         v = max(s - t, 0.0) / (m - 1) if m > 1 else 0.0
         f = np.inf if m == 1 and not bad else f
-        condition = 1.0 if v == 0 else (abs(s) + abs(t)) / ((m - 1) * v) * (1 + abs(f))
+        condition = 1.0 if v == 0 or bad else (abs(s) + abs(t)) / ((m - 1) * v) * (1 + abs(f))
         every = {
             "a": rounded(a, 1.0, condition),
             "F": rounded(f, None, condition),
@@ -219,7 +219,8 @@ def cases() -> list[Case]:
             for name, inputs, options in add:
                 account = account_choice(name, k, **options)
                 loops = name != "top_k"
-                out.append(Case(f"filters/{name}/{what}/k={k}", choose(name, k, **options), inputs, account, wide, loops, heavy))
+                call = choose(name, k, **options)
+                out.append(Case(f"filters/{name}/{what}/k={k}", call, inputs, account, wide, loops, heavy, narrow=not loops))
         for redundancy in (0.0, 0.3, 4.0):
             account = account_choice("greedy_utility", 5, redundancy=redundancy)
             call = choose("greedy_utility", 5, redundancy=redundancy)
@@ -237,7 +238,7 @@ def cases() -> list[Case]:
     for k in (4, n):
         out.append(Case(f"filters/top_k/not numbers/k={k}", choose("top_k", k), (spoilt,), account_choice("top_k", k), WIDE))
     for quantile in (0.0, 0.25, 0.5, 0.7, 1.0):
-        case = Case(f"filters/threshold/quantile {quantile}", cut(8, quantile), (b,), account_cut(8, quantile), WIDE)
+        case = Case(f"filters/threshold/quantile {quantile}", cut(8, quantile), (b,), account_cut(8, quantile), WIDE, narrow=True)
         out.append(case)
         out.append(Case(f"filters/threshold/ties, quantile {quantile}", cut(8, quantile), (ties,), account_choice("threshold", 8, quantile=quantile), WIDE, heavy=True))  # fmt: skip
     out.append(Case("filters/threshold/one score", cut(1, 0.5), (b[:1],), account_cut(1, 0.5), WIDE, heavy=True))

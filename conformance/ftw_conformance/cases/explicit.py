@@ -38,33 +38,24 @@ def dense(record: Any) -> Array:
 
 
 def matrix(operator: Any, shape: tuple[int, ...]) -> Array:
-    """Return P (p, p) on the row-major vector of a parameter of ``shape``, column by column from its definition."""
+    """Return P (p, p) on the row-major vector of a parameter of ``shape``, from the definition of its kind."""
     p = int(np.prod(shape))
-    columns = [respond(operator, e.reshape(shape)).reshape(-1) for e in np.eye(p)]
-    return np.stack(columns, axis=1)
-
-
-def respond(operator: Any, g: Array) -> Array:
-    """Return P g for one gradient, from the formula of the operator's kind."""
     if isinstance(operator, ftw.Scale):
-        return float(operator.value) * g
+        return float(operator.value) * np.eye(p)
     if isinstance(operator, ftw.Diagonal):
-        return np.asarray(operator.values, dtype=float) * g
+        return np.diag(np.asarray(operator.values, dtype=float).reshape(-1))
     if isinstance(operator, ftw.Kronecker):
         sides = (np.asarray(x, dtype=float) for x in (operator.left, operator.right))
         left, right = (np.diag(x) if x.ndim == 1 else x for x in sides)
-        return left @ g @ right
+        return np.kron(left, right.T)
     if isinstance(operator, ftw.Rotated):
         values = np.asarray(operator.values, dtype=float)
         sides = zip((operator.left, operator.right), values.shape, strict=True)
         left, right = (np.eye(d) if q is None else np.asarray(q, dtype=float) for q, d in sides)
-        out = np.zeros(g.shape)
-        for i in range(values.shape[0]):
-            for j in range(values.shape[1]):
-                direction = np.outer(left[:, i], right[:, j])
-                out += values[i, j] * np.sum(direction * g) * direction
-        return out
-    return polar(*(np.asarray(x, dtype=float) for x in (operator.u, operator.s, operator.vt)), g)
+        basis = np.kron(left, right)  # rows: entries of G, columns: directions
+        return basis @ np.diag(values.reshape(-1)) @ basis.T
+    factors = [np.asarray(x, dtype=float) for x in (operator.u, operator.s, operator.vt)]
+    return np.stack([polar(*factors, e.reshape(shape)).reshape(-1) for e in np.eye(p)], axis=1)
 
 
 def polar(u: Array, s: Array, vt: Array, g: Array) -> Array:

@@ -172,7 +172,7 @@ def cases() -> list[Case]:
         names = tuple(models.RECORDS)
         x, y = models.records(rng, 4, 3, names), models.records(rng, 3, 2, names)
         g, p = models.target(rng, x), models.geometry(rng, x, start)
-        out.append(Case(f"products/model/{start}", products, (x, y, g, p), account, ALL, heavy=start % 3 != 0))
+        out.append(Case(f"products/model/{start}", products, (x, y, g, p), account, ALL, heavy=start not in (0, 6), narrow=start == 0))
         for size in (1500, 6000):
             blocks = in_blocks(size)
             case = Case(f"products/model/{start}/{size} bytes", blocks, (x, y, g, p), account, WIDE, heavy=True)
@@ -253,7 +253,7 @@ def combinations(rng: Any) -> list[Case]:
     for name in models.RECORDS:
         x = models.records(rng, 5, 3, (name,))
         w, i = rng.normal(size=5), np.array([4, 0, 0])
-        out.append(Case(f"combine/{name}", combined, (x, w, i), account_combined, ALL))
+        out.append(Case(f"combine/{name}", combined, (x, w, i), account_combined, ALL, narrow=name in models.SMALL))
         out.append(Case(f"take/{name}", taken, (x, i), account_taken, WIDE))
         none = np.array([0.5, 0.0, -1.0, 0.0, 2.0])
         spoilt = scaled(x, factors=[1, np.nan, 1, np.inf, 1])

@@ -203,7 +203,7 @@ def soap(g: Array, s: State, step: int, a: Any, damping: float, *, lr: float, be
     return decayed(change, lr, weight_decay, param) if weight_decay else change
 
 
-def muon(g: Array, s: State, step: int, a: Any, damping: float, *, lr: float, momentum: float = 0.95, nesterov: bool = True, weight_decay: float = 0.0, adjust_lr_fn: Any = None, floor: float = 0.02, param: Any = None) -> Array:  # fmt: skip  # noqa: E501
+def muon(g: Array, s: State, step: int, a: Any, damping: float, *, lr: float, momentum: float = 0.95, nesterov: bool = True, weight_decay: float = 0.0, adjust_lr_fn: Any = None, floor: float = 0.002, param: Any = None) -> Array:  # fmt: skip  # noqa: E501
     """The polar factor of the momentum, and its derivative at the anticipated gradient with floored singular values."""
     from .explicit import polar
 

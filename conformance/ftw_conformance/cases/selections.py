@@ -243,7 +243,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "guard 1": {"keep": 4, "guard": 1.0},
     "solver": {"keep": 4, "constraint": ftw.CappedSimplex(0.3, 1.0), "solver": stubborn},
 }
-COMPILED = ("default", "few, capped", "shortlist 0.5", "uniform, top_k", "NonNegative", "Box", "greedy", "guard 1")
+COMPILED = ("default", "few, capped", "shortlist 0.5", "uniform, top_k")
 
 
 def cases() -> list[Case]:
@@ -262,7 +262,7 @@ def cases() -> list[Case]:
             p = pool(rng, fresh=fresh)
             p = p if fresh else p._replace(target={k: 0.05 * g for k, g in p.target.items()})
             what = name if fresh else f"{name}, memorised"
-            add(what, p, options, dtypes=wide, heavy=name not in COMPILED or fresh == (name in ("shortlist 0.5", "guard 1")))
+            add(what, p, options, dtypes=wide, heavy=name not in COMPILED or fresh == (name == "shortlist 0.5"), narrow=name == "uniform, top_k")
     for seed in range(6):
         p = pool(np.random.default_rng(50 + seed), n=24, m=4, start=seed, fresh=seed % 2 == 0)
         for shortlist in (None, 9):
@@ -271,7 +271,7 @@ def cases() -> list[Case]:
             add(f"random {seed}, shortlist {shortlist}, memorised", faint, {"keep": 6, "shortlist": shortlist})
     p = pool(rng)
     add("no target samples", p._replace(samples=None), OPTIONS["default"], dtypes=wide)
-    add("the pool is its own target", p._replace(target=None, samples=None), OPTIONS["default"], dtypes=("float64", "float32", "bfloat16"), heavy=False)  # fmt: skip  # noqa: E501
+    add("the pool is its own target", p._replace(target=None, samples=None), OPTIONS["default"], dtypes=("float64", "float32", "bfloat16"))
     add("scores are there already", p, {"keep": 4, "guard": 0}, given=True)
     caps = rng.uniform(0.2, 0.6, size=10)
     add("a cap for each", p._replace(bounds=(caps, np.asarray(1.0))), {"keep": 4}, ftw.CappedSimplex)
@@ -299,7 +299,7 @@ def situations(rng: Any, add: Any, p: Pool) -> list[Case]:
         add(f"all gradients are zero, {name}", zero, OPTIONS[name] | {"ridge": 0.05})
         against = p._replace(target={k: np.abs(g) for k, g in p.target.items()}, geometry={k: ftw.Scale(np.asarray(1.0)) for k in p.geometry})
         against = against._replace(candidates=opposed(against.candidates, against.target), samples=None)
-        add(f"no candidate helps, {name}", against, OPTIONS[name], heavy=name != "default")
+        add(f"no candidate helps, {name}", against, OPTIONS[name])
     add("a zero target", p._replace(target={k: 0 * g for k, g in p.target.items()}, samples=None), base)
     twins = p._replace(candidates=scaled(p.candidates, take=[0, 1, 1, 2, 2, 2, 3, 4, 5, 5]))
     add("duplicates", twins, {"keep": 3})
@@ -314,8 +314,12 @@ def situations(rng: Any, add: Any, p: Pool) -> list[Case]:
     add("one token", Pool(models.records(rng, 8, 1), None, models.geometry(rng, models.records(rng, 8, 1), 4), None, ()), base)
     every = tuple(models.RECORDS)
     add("every record", pool(rng, names=every, start=0), {"keep": 5})
-    negative = p._replace(geometry={k: ftw.Diagonal(-np.ones(r.shape)) for k, r in p.candidates.items()}, samples=None)
+    wide = {"wide": p.candidates["wide"]}
+    indefinite = {"wide": ftw.Kronecker(-np.eye(4), np.eye(6))}
+    negative = Pool(wide, {"wide": p.target["wide"]}, indefinite, None, ())
     add("not PSD", negative, {"keep": 4, "filter": "top_k"})
+    add("not PSD, matching", negative, {"keep": 4})
+    add("not PSD, NonNegative", negative, {"keep": 4, "filter": "top_k", "constraint": ftw.NonNegative()})
     return []
 
 

@@ -10,7 +10,7 @@ import ftw
 import ftw_reference as ref
 import numpy as np
 from ftw._qp_gradient import accelerated
-from ftw._qp_problem import scaled_problem
+from ftw._qp_problem import certificate, scaled_problem
 from ftw.constraints import as_limits, project
 
 from .. import problems
@@ -110,6 +110,7 @@ def judge(got: Mapping[str, Array], K: Array, c: Array, constraint: Any, dtype: 
     value = 0.5 * w @ H @ w - c @ w
     size = float(np.abs(w) @ np.abs(H) @ np.abs(w) + np.abs(c) @ np.abs(w)) + 1e-300
     size = max(size, float(np.abs(best.weights) @ np.abs(c)))
+    size = 1.0 if box.has_total and box.total == 0 else size
     total = box.total if box.has_total else 0.0
     low, high = (np.where(np.isfinite(b), eps * np.abs(b), 0.0) for b in (box.lower, box.upper))  # bounds round as well
     outside = max(float(np.max(box.lower - low - w)), float(np.max(w - box.upper - high)), 0.0)
@@ -195,7 +196,7 @@ def cases() -> list[Case]:
         out.append(Case(f"qp/{name}/all kinds, a batch", solve(), (K, c, constraint), accounts(0.0), ("float64",), loops=True))
         K, c = problems.make("twins", n, 5)
         r = 0.05 * float(np.mean(np.diag(K)))
-        out.append(Case(f"qp/{name}/ridge", solve(r), (K, c, constraint), accounts(r), loops=True, heavy=name != "capped"))
+        out.append(Case(f"qp/{name}/ridge", solve(r), (K, c, constraint), accounts(r), loops=True, heavy=name != "capped", narrow=True))
         start = ref.solve_qp(K + r * np.eye(n), c * 1.1, constraint).weights
         call = solve(r, warm=True)
         out.append(Case(f"qp/{name}/warm", call, (K, c, constraint, start), warmly(r), loops=True, heavy=True))
@@ -313,11 +314,10 @@ def gradient_method(check_every: int) -> Callable[..., dict[str, Any]]:
         xp = ftw._array.namespace(K, c)
         limits = as_limits(xp, constraint, c)
         p = scaled_problem(xp, K, c, limits, 0.0)
-        p = p._replace(size=xp.max(xp.abs(p.q)), value=xp.sum(c) * 0 + p.value)
-        total = None if p.limits.total is None else xp.sum(c) * 0 + p.limits.total
-        p = p._replace(limits=p.limits._replace(total=total))
-        z, steps = accelerated(xp, p, xp.zeros_like(c), 1e-9, 20000, check_every=check_every)
-        return {"weights": z * p.scale, "steps": steps}
+        z, multiplier, steps = accelerated(xp, p, xp.zeros_like(c), 1e-9, 20000, check_every=check_every)
+        _, kkt, gap = certificate(xp, p, z, multiplier)
+        numbers = {"kkt": kkt, "gap": gap}
+        return {"weights": z * p.scale, "steps": steps} | {k: xp.sum(c) * 0 + x for k, x in numbers.items()}
 
     return call
 
@@ -327,8 +327,11 @@ def first_order(got: Mapping[str, Array], K: Array, c: Array, constraint: Any) -
     w, best = np.asarray(got["weights"], dtype=float), ref.solve_qp(K, c, constraint)
     size = np.abs(w) @ np.abs(K) @ np.abs(w) + np.abs(c) @ np.abs(w)
     value = 0.5 * w @ K @ w - c @ w
+    box = ref.projections.bounds(constraint, len(c))
     return {
         "weights": exactly(got["weights"]),
+        "kkt": most(np.inf if box.has_total else 1e-7, got["kkt"]),
+        "gap": most(np.inf if box.has_total else 1e-7, got["gap"]),
         "objective": Expect(np.asarray(best.objective), "certified", size, 100.0, np.asarray(value)),
         "steps": most(1500, got["steps"]),
     }
