@@ -1,14 +1,13 @@
-"""Bad input: a clear error, and everything as it was: gradients, flags, hooks, optimizer state, buffers, installed modes."""
+"""Bad input: a clear error, and everything as it was: gradients, flags, hooks, optimizer state, buffers, modes."""
 
 import copy
 import warnings
 
 import pytest
 import torch
-from torch import nn
-
 import torch_models as models
 from ftw_torch import FilterThenWeight
+from torch import nn
 
 
 class Held(nn.Module):
@@ -169,9 +168,13 @@ def test_options_of_the_core(options, match, call):
         (batch(8), batch(0), "the target is empty"),
         ({}, batch(3), "the pool holds no tensor"),
         (batch(8), "text", "the target holds no tensor.*got a str"),
-        ((torch.randn(8, 5), torch.zeros(7, dtype=torch.long)), batch(3), r"the pool disagree.*pool\[0\]': 8, 'pool\[1\]': 7"),
+        (
+            (torch.randn(8, 5), torch.zeros(7, dtype=torch.long)),
+            batch(3),
+            r"the pool disagree.*pool\[0\]': 8, 'pool\[1\]': 7",
+        ),
     ],
-)  # fmt: skip
+)
 def test_batches(pool, target, match, call):
     Case().refuses((ValueError, RuntimeError), match, pool, target, call)
 
@@ -190,7 +193,9 @@ def test_nonfinite_losses(call):
     Case(guard=0.0).refuses(FloatingPointError, "loss of target sample 1", batch(8), batch(3, bad=(1,)), call)
     case.selector.on_nonfinite = "drop"
     case.refuses(FloatingPointError, "the loss of target sample 1 is not finite", batch(8), batch(3, bad=(1,)), call)
-    case.refuses(FloatingPointError, "the loss of pool sample 0, 1, .*, 7 is not", batch(8, bad=range(8)), batch(3), call)
+    case.refuses(
+        FloatingPointError, "the loss of pool sample 0, 1, .*, 7 is not", batch(8, bad=range(8)), batch(3), call
+    )
 
 
 def rooted(m, b):
@@ -248,7 +253,9 @@ def test_batch_norm_in_training_mode(call, stats):
 @both
 def test_batch_norm_as_a_function(call):
     def loss(m, b):
-        return models.classifier_loss(m, (torch.nn.functional.batch_norm(m.body[0](b[0]), None, None, training=True)[:, :5], b[1]))
+        return models.classifier_loss(
+            m, (torch.nn.functional.batch_norm(m.body[0](b[0]), None, None, training=True)[:, :5], b[1])
+        )
 
     class Gained(Held):
         def __init__(self):
@@ -348,7 +355,9 @@ def test_a_parameter_that_capture_does_not_see():
     with pytest.warns(UserWarning, match="'scale'.*one backward pass a sample"):
         got = case.selector.select(pool, target)
     same(case.before, case.picture())
-    explicit = models.per_sample_gradients(case.model, models.classifier_loss, pool, lambda b, i: [x[i : i + 1] for x in b])
+    explicit = models.per_sample_gradients(
+        case.model, models.classifier_loss, pool, lambda b, i: [x[i : i + 1] for x in b]
+    )
     for p in case.model.parameters():
         p.grad = None
     again = case.selector.backward(pool, target)  # no second warning
@@ -367,7 +376,7 @@ def test_a_function_without_a_rule_is_named_once():
             return self.body(self.pair(x, x))
 
     case = Case(Model())
-    with pytest.warns(UserWarning) as caught:
+    with pytest.warns(UserWarning, match="no rule") as caught:
         case.selector.select(batch(8), batch(3))
     text = [str(w.message) for w in caught]
     assert len(text) == 2  # weight and bias

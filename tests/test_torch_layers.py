@@ -121,10 +121,21 @@ def split_qkv(self, x):
 
 
 def grouped_queries(self, x):
-    n, t, d = x.shape
+    n, t, _ = x.shape
     q = self.q(x).view(n, t, 4, 3).transpose(1, 2)
     k, v = (y.view(n, t, 2, 3).transpose(1, 2).repeat_interleave(2, dim=1) for y in (self.k(x), self.v(x)))
     return self.o(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(n, t, -1))
+
+
+def written_in_place(self, x):
+    s = self.s.clone()
+    s[0] = 2.0
+    s.mul_(3.0)
+    both = self.s.new_zeros(2, 6)
+    both[0], both[1] = self.b, self.b * s
+    w = self.w.clone()
+    w.tril_()
+    return F.linear(x * s + both[1], w) * both[0]
 
 
 def time_major(self, x):
@@ -160,9 +171,18 @@ FLOATS = {
     "matmul, mT": lambda: Model(lambda m, x: torch.matmul(x, m.w.mT), {"w": (5, 6)}),
     "x @ w": lambda: Model(lambda m, x: x @ m.w, {"w": (6,)}),
     "W @ x": lambda: Model(lambda m, x: m.w @ x.mT, {"w": (5, 6)}),
-    "scale and shift": lambda: Model(lambda m, x: m.s * x / m.d + m.b - m.c, {"s": (), "b": (6,), "c": (1, 6), "d": (6,)}),
+    "scale and shift": lambda: Model(
+        lambda m, x: m.s * x / m.d + m.b - m.c, {"s": (), "b": (6,), "c": (1, 6), "d": (6,)}
+    ),
     "in place": lambda: Model(lambda m, x: (x * 1.0).mul_(m.s).add_(m.b), {"s": (6,), "b": (6,)}),
-    "powers": lambda: Model(lambda m, x: torch.exp(m.s) * x**2 + torch.where(x > 0, m.b, m.c), {"s": (6,), "b": (6,), "c": ()}),
+    "a constant less a weight": lambda: Model(
+        lambda m, x: x * (torch.ones(6, dtype=x.dtype) - m.s) + torch.add(torch.ones(6, dtype=x.dtype), m.b, alpha=2),
+        {"s": (6,), "b": (6,)},
+    ),
+    "a weight written in place": lambda: Model(written_in_place, {"s": (6,), "b": (6,), "w": (6, 6)}),
+    "powers": lambda: Model(
+        lambda m, x: torch.exp(m.s) * x**2 + torch.where(x > 0, m.b, m.c), {"s": (6,), "b": (6,), "c": ()}
+    ),
     "a frozen weight, its bias trained": lambda: _frozen(nn.Linear(6, 5), "weight"),
     "a trained weight, its bias frozen": lambda: _frozen(nn.Linear(6, 5), "bias"),
     "class token": lambda: Model(
@@ -178,7 +198,9 @@ FLOATS = {
         {"prompt": (3, 6)},
         mix=nn.Linear(6, 6),
     ),
-    "positions": lambda: Model(lambda m, x: torch.sin(x + m.pos[: x.shape[1]]) * m.gain[:, None], {"pos": (99, 6), "gain": (1,)}),
+    "positions": lambda: Model(
+        lambda m, x: torch.sin(x + m.pos[: x.shape[1]]) * m.gain[:, None], {"pos": (99, 6), "gain": (1,)}
+    ),
     "position numbers (1, t)": lambda: Model(
         lambda m, x: torch.sin(x + m.pos(torch.arange(x.shape[1])[None])), pos=nn.Embedding(99, 6)
     ),
@@ -186,30 +208,43 @@ FLOATS = {
         lambda m, x: torch.sin(x + m.pos(torch.arange(x.shape[1]).expand(x.shape[0], -1))), pos=nn.Embedding(99, 6)
     ),
     "position numbers (t,)": lambda: Model(
-        lambda m, x: torch.sin(x + m.norm(m.pos(torch.arange(x.shape[1])))), pos=nn.Embedding(99, 6), norm=nn.LayerNorm(6)
+        lambda m, x: torch.sin(x + m.norm(m.pos(torch.arange(x.shape[1])))),
+        pos=nn.Embedding(99, 6),
+        norm=nn.LayerNorm(6),
     ),
     "relative positions": lambda: Model(
-        lambda m, x: (x @ x.mT + m.pos(torch.arange(x.shape[1])[:, None] - torch.arange(x.shape[1]) + 50).permute(2, 0, 1)[0])
-        @ x,
+        lambda m, x: (
+            (x @ x.mT + m.pos(torch.arange(x.shape[1])[:, None] - torch.arange(x.shape[1]) + 50).permute(2, 0, 1)[0])
+            @ x
+        ),
         pos=nn.Embedding(99, 2),
     ),
     "a network of the positions": lambda: Model(
-        lambda m, x: x * torch.tanh(m.make(torch.linspace(0, 1, x.shape[1], dtype=x.dtype)[:, None])), make=nn.Linear(1, 6)
+        lambda m, x: x * torch.tanh(m.make(torch.linspace(0, 1, x.shape[1], dtype=x.dtype)[:, None])),
+        make=nn.Linear(1, 6),
     ),
     "blocks of a weight": lambda: Model(split_qkv, {"w": (18, 6), "b": (18,)}),
     "columns of a weight": lambda: Model(lambda m, x: torch.tanh(x @ m.w[:, :3]) @ m.w[:3, 3:], {"w": (6, 8)}),
-    "merged low rank": lambda: Model(lambda m, x: F.linear(x, m.w + m.b @ m.a), {"w": (5, 6), "b": (5, 2), "a": (2, 6)}),
+    "merged low rank": lambda: Model(
+        lambda m, x: F.linear(x, m.w + m.b @ m.a), {"w": (5, 6), "b": (5, 2), "a": (2, 6)}
+    ),
     "cast weights": lambda: Model(lambda m, x: F.linear(x, m.w.to(x.dtype), m.b.to(x.dtype)), {"w": (5, 6), "b": (5,)}),
     "an unused parameter": lambda: Model(lambda m, x: x @ m.w, {"w": (6, 2), "other": (3, 3)}),
     "time first": lambda: Model(
-        time_major, {"gain": (6,), "shift": (99, 6)}, first=nn.Linear(6, 6), second=nn.Linear(6, 6), norm=nn.LayerNorm(6)
+        time_major,
+        {"gain": (6,), "shift": (99, 6)},
+        first=nn.Linear(6, 6),
+        second=nn.Linear(6, 6),
+        norm=nn.LayerNorm(6),
     ),
     "two towers in one batch": lambda: Model(twins, tower=nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6))),
     "attention, batch first": lambda: Model(
         lambda m, x: m.a(x, x, x)[0], a=nn.MultiheadAttention(6, 2, batch_first=True)
     ),
     "attention, time first": lambda: Model(
-        lambda m, x: m.a(x.transpose(0, 1), x.transpose(0, 1).tanh(), x.transpose(0, 1), need_weights=False)[0].transpose(0, 1),
+        lambda m, x: m.a(x.transpose(0, 1), x.transpose(0, 1).tanh(), x.transpose(0, 1), need_weights=False)[
+            0
+        ].transpose(0, 1),
         a=nn.MultiheadAttention(6, 2),
     ),
     "cross attention, own widths": lambda: Model(
@@ -218,10 +253,13 @@ FLOATS = {
     ),
     "encoder layer": lambda: nn.TransformerEncoderLayer(6, 2, 8, 0.0, batch_first=True, norm_first=True),
     "encoder layer, time first": lambda: Model(
-        lambda m, x: m.a(x.transpose(0, 1)).transpose(0, 1), a=nn.TransformerEncoderLayer(6, 2, 8, 0.0, activation="gelu")
+        lambda m, x: m.a(x.transpose(0, 1)).transpose(0, 1),
+        a=nn.TransformerEncoderLayer(6, 2, 8, 0.0, activation="gelu"),
     ),
     "decoder layer": lambda: Model(
-        lambda m, x: m.a(x, x.flip(1), tgt_is_causal=True, tgt_mask=nn.Transformer.generate_square_subsequent_mask(x.shape[1])),
+        lambda m, x: m.a(
+            x, x.flip(1), tgt_is_causal=True, tgt_mask=nn.Transformer.generate_square_subsequent_mask(x.shape[1])
+        ),
         a=nn.TransformerDecoderLayer(6, 2, 8, 0.0, batch_first=True),
     ),
     "learned queries": lambda: Model(
@@ -233,7 +271,7 @@ FLOATS = {
     "experts, modules": lambda: Experts(6, fused=False),
     "experts, one parameter": lambda: Experts(6, fused=True),
     "experts, masked": lambda: Model(masked_expert, up=nn.Linear(6, 6)),
-}  # fmt: skip
+}
 
 AUTOGRAD = {
     "lstm": lambda: Model(lambda m, x: m.r(x)[0], r=nn.LSTM(6, 3, batch_first=True)),
@@ -311,11 +349,13 @@ IMAGES = {
     "batch norm, fixed": lambda: nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6).eval()),
     "patches": Patches,
     "frames": lambda: Model(frames, conv=nn.Conv2d(3, 6, 3), norm=nn.GroupNorm(3, 6)),
-    "conv1d": lambda: nn.Sequential(nn.Flatten(2), nn.Conv1d(3, 6, 3, padding=2, dilation=2), nn.Conv1d(6, 4, 2, groups=2)),
+    "conv1d": lambda: nn.Sequential(
+        nn.Flatten(2), nn.Conv1d(3, 6, 3, padding=2, dilation=2), nn.Conv1d(6, 4, 2, groups=2)
+    ),
     "conv1d, transposed": lambda: nn.Sequential(nn.Flatten(2), nn.ConvTranspose1d(3, 2, 3, stride=2)),
     "conv1d, same": lambda: nn.Sequential(nn.Flatten(2), nn.Conv1d(3, 4, 5, padding="same")),
     "conv3d": lambda: nn.Sequential(nn.Unflatten(1, (1, 3)), nn.Conv3d(1, 2, 3, padding=1)),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -359,7 +399,10 @@ INTEGERS = {
         head=nn.Linear(6, 3),
     ),
     "mask token": lambda: Model(
-        lambda m, x: m.mix(torch.where((x == 3)[..., None], m.mask, m.w(x))), {"mask": (6,)}, w=table(), mix=nn.Linear(6, 6)
+        lambda m, x: m.mix(torch.where((x == 3)[..., None], m.mask, m.w(x))),
+        {"mask": (6,)},
+        w=table(),
+        mix=nn.Linear(6, 6),
     ),
     "kinds of tokens": lambda: Model(
         lambda m, x: m.norm(m.w(x) + m.kind(torch.zeros(x.shape, dtype=torch.long) + (torch.arange(x.shape[1]) > 2))),
@@ -367,7 +410,7 @@ INTEGERS = {
         kind=nn.Embedding(2, 6),
         norm=nn.LayerNorm(6),
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -392,8 +435,8 @@ def test_parameters_are_never_in_the_graph_of_a_pass():
     for p in mixed.parameters():
         p.register_hook(lambda g: calls.append(1))
         p.register_post_accumulate_grad_hook(lambda p: calls.append(2))
-    with pytest.warns(UserWarning, match="no rule"):
-        with models.Capture(dict(mixed.named_parameters()), N, [x := torch.randn(N, 6)]) as capture:
-            capture.backward(squares(mixed, x))
+    x = torch.randn(N, 6)
+    with pytest.warns(UserWarning, match="no rule"), models.Capture(dict(mixed.named_parameters()), N, [x]) as capture:
+        capture.backward(squares(mixed, x))
     assert not calls
     assert all(p.grad is None for p in mixed.parameters())

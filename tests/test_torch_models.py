@@ -1,11 +1,10 @@
-"""Tiny random transformers, padded batches: captured factors against per-sample autograd; what is fine-tuned in practice."""
+"""Tiny random transformers, padded batches: captured factors against per-sample autograd."""
 
 import warnings
 
 import pytest
 import torch
 import torch.nn.functional as F
-
 import torch_models as models
 from ftw_torch import FilterThenWeight
 
@@ -27,7 +26,15 @@ COMMON = {
 SPECIAL = {"bos_token_id": 1, "eos_token_id": 2}
 LANGUAGE = {
     "gpt2": lambda: transformers.GPT2Config(
-        vocab_size=V, n_positions=32, n_embd=16, n_layer=2, n_head=2, attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0, **SPECIAL
+        vocab_size=V,
+        n_positions=32,
+        n_embd=16,
+        n_layer=2,
+        n_head=2,
+        attn_pdrop=0.0,
+        embd_pdrop=0.0,
+        resid_pdrop=0.0,
+        **SPECIAL,
     ),
     "llama": lambda: transformers.LlamaConfig(**COMMON),
     "llama, tied": lambda: transformers.LlamaConfig(**COMMON, tie_word_embeddings=True, attention_bias=True),
@@ -41,7 +48,9 @@ LANGUAGE = {
     ),
     "opt": lambda: transformers.OPTConfig(
         **{k: v for k, v in COMMON.items() if k not in ("num_key_value_heads", "intermediate_size")},
-        ffn_dim=24, dropout=0.0, word_embed_proj_dim=16,
+        ffn_dim=24,
+        dropout=0.0,
+        word_embed_proj_dim=16,
     ),
     "mixtral": lambda: transformers.MixtralConfig(**COMMON, num_local_experts=4, num_experts_per_tok=2),
 }
@@ -90,7 +99,7 @@ def test_language_models(name, attention, dtype, t):
 
 
 def _doubled(model):
-    """Return the model with ``.float()`` inside it taken for ``.double()``, so that the comparison is not one of rounding."""
+    """Return the model with ``.float()`` inside it taken for ``.double()``, so that rounding is not what is compared."""
     forward = model.forward
 
     def wide(*args, **kwargs):
@@ -132,8 +141,10 @@ def test_gpt2_classifier_takes_the_last_token():
 def test_bert(attention):
     config = transformers.BertConfig(
         **{k: v for k, v in COMMON.items() if k != "num_key_value_heads"},
-        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, num_labels=3,
-    )  # fmt: skip
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        num_labels=3,
+    )
     model = build(config, transformers.AutoModelForSequenceClassification, attention)
 
     def loss(m, b):
@@ -146,9 +157,16 @@ def test_bert(attention):
 
 def test_vit():
     config = transformers.ViTConfig(
-        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24, hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0, image_size=8, patch_size=4, num_labels=3,
-    )  # fmt: skip
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=24,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        image_size=8,
+        patch_size=4,
+        num_labels=3,
+    )
     model = build(config, transformers.AutoModelForImageClassification)
     with torch.no_grad():
         for p in (model.vit.embeddings.cls_token, model.vit.embeddings.position_embeddings):
@@ -159,13 +177,22 @@ def test_vit():
 
 def test_t5_shares_its_relative_positions():
     config = transformers.T5Config(
-        vocab_size=V, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2, dropout_rate=0.0, decoder_start_token_id=0,
+        vocab_size=V,
+        d_model=16,
+        d_kv=8,
+        d_ff=24,
+        num_layers=2,
+        num_heads=2,
+        dropout_rate=0.0,
+        decoder_start_token_id=0,
         relative_attention_num_buckets=8,
-    )  # fmt: skip
+    )
     model = build(config, transformers.AutoModelForSeq2SeqLM)
 
     def loss(m, b):
-        logits = m(b["input_ids"], attention_mask=b["attention_mask"], decoder_input_ids=b["input_ids"], use_cache=False).logits
+        logits = m(
+            b["input_ids"], attention_mask=b["attention_mask"], decoder_input_ids=b["input_ids"], use_cache=False
+        ).logits
         return F.cross_entropy(logits.transpose(1, 2), b["input_ids"], reduction="none").mean(1)
 
     models.assert_exact(model, loss, text(N, 6))
@@ -198,7 +225,11 @@ def shake(model):
 LORA = {
     "default": {},
     "every linear layer": {"target_modules": "all-linear"},
-    "rank stabilised, head": {"use_rslora": True, "modules_to_save": ["lm_head"], "target_modules": ["o_proj", "q_proj"]},
+    "rank stabilised, head": {
+        "use_rslora": True,
+        "modules_to_save": ["lm_head"],
+        "target_modules": ["o_proj", "q_proj"],
+    },
     "dora": {"use_dora": True, "target_modules": ["q_proj", "down_proj"]},
     "biases": {"bias": "all", "target_modules": ["q_proj"]},
     "embedding": {"target_modules": ["embed_tokens", "v_proj"]},
@@ -234,7 +265,7 @@ def test_lora_at_its_first_step():
 
 
 def test_an_expert_that_the_target_never_touches():
-    """Its own update is free of the target: no score from it, no NaN, and a gradient only from samples that were chosen."""
+    """Its own update is free of the target: no score from it and no NaN; a gradient only from samples chosen."""
     model = build(LANGUAGE["mixtral"](), _experts_implementation="eager")
     with torch.no_grad():  # tokens below 20 are routed to experts 0 and 1, the others to 2 and 3
         for layer in model.model.layers:

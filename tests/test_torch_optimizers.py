@@ -5,10 +5,9 @@ import warnings
 
 import pytest
 import torch
-from torch import nn
-
 import torch_models as models
 from ftw_torch import FilterThenWeight, geometry, linear_update, register_optimizer
+from torch import nn
 
 SHAPES = [(6, 9), (9, 6), (5,), (), (2, 3, 4), (2, 3, 2, 2)]
 MATRICES = [(8, 12), (12, 8), (6, 6)]
@@ -34,7 +33,14 @@ RECIPES = {
         {"foreach": True, "eps": 1e-3},
         {"fused": True, "amsgrad": True},
     ],
-    "AdamW": [{}, {"amsgrad": True}, {"maximize": True}, {"fused": True}, {"foreach": True}, {"lr": torch.tensor(0.02)}],
+    "AdamW": [
+        {},
+        {"amsgrad": True},
+        {"maximize": True},
+        {"fused": True},
+        {"foreach": True},
+        {"lr": torch.tensor(0.02)},
+    ],
     "NAdam": [{}, {"weight_decay": 0.1}, {"weight_decay": 0.1, "decoupled_weight_decay": True}, {"maximize": True}],
     "RAdam": [{}, {"betas": (0.9, 0.9), "weight_decay": 0.1}, {"decoupled_weight_decay": True, "weight_decay": 0.1}],
     "Adamax": [{}, {"weight_decay": 0.1}, {"maximize": True, "weight_decay": 0.1}, {"foreach": True}],
@@ -211,7 +217,9 @@ def test_eight_bits(kind):
     )
 
 
-@pytest.mark.parametrize("options", [{}, {"weight_decay": 0.0, "precondition_frequency": 2}, {"max_precondition_dim": 8}])
+@pytest.mark.parametrize(
+    "options", [{}, {"weight_decay": 0.0, "precondition_frequency": 2}, {"max_precondition_dim": 8}]
+)
 @pytest.mark.parametrize("correct", [True, False])
 def test_soap(options, correct):
     package = outside("pytorch_optimizer")
@@ -231,7 +239,8 @@ def test_known_by_path_without_an_import():
     import sys
 
     code = (
-        "import sys, ftw_torch; bad = {'lion_pytorch', 'schedulefree', 'bitsandbytes', 'pytorch_optimizer', 'transformers', 'peft'};"
+        "import sys, ftw_torch;"
+        "bad = {'lion_pytorch', 'schedulefree', 'bitsandbytes', 'pytorch_optimizer', 'transformers', 'peft'};"
         "sys.exit(bool(bad & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
@@ -327,7 +336,7 @@ def test_a_wrapped_optimizer():
 
 
 def test_not_an_optimizer():
-    with pytest.raises(TypeError, match="expected a torch.optim.Optimizer, got a? ?object"):
+    with pytest.raises(TypeError, match=r"expected a torch\.optim\.Optimizer, got object"):
         linear_update(object(), nn.Parameter(torch.ones(1)))
 
 

@@ -79,7 +79,7 @@ def per_sample_gradients(model, loss, batch, take):
 
 
 def errors(model, loss, batch, take=None, *, slow=None, seed=7):
-    """Relative errors of scores, Gram matrix and weighted gradient from captured factors, against `per_sample_gradients`.
+    """Relative errors of scores, Gram matrix and update from captured factors, against `per_sample_gradients`.
 
     The geometry and target are random; ``slow`` collects the parameters left to per-sample autograd.
     """

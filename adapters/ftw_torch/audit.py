@@ -1,13 +1,14 @@
 """The audit of a selector's first use: captured factors against autograd, parameter by parameter.
 
-Both sum the samples' gradients with different weights, so that a gradient booked to the wrong sample shows up, and so does a
-loss that depends on other samples. What disagrees is tried once more by per-sample autograd, and then refused by name.
+Both sum the samples' gradients with different weights, so that a gradient booked to the wrong sample shows up, and so
+does a loss that depends on other samples. What disagrees is tried once more by per-sample autograd, and then refused
+by name.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,8 +16,10 @@ import torch
 from torch import Tensor, nn
 
 import ftw
+from ftw import _array
 
 from . import batches
+from .backprop import gradients, has_reentrant
 from .records import join
 
 __all__ = ["audit"]
@@ -60,8 +63,8 @@ def audit(
             again()
             with torch.enable_grad():
                 total = (losses(batch, n, what) * weights).sum()
-            theirs = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
-        wrong = _disagreements(parameters, ours, theirs)
+            theirs = gradients(total, list(parameters.values()), reentrant=has_reentrant([total]))
+        wrong = _disagreements(parameters, ours, theirs, _coarsest(records, parameters))
         if not wrong:
             return True
         if attempt == 0 and not _independent(losses, batch, n, what, found, parameters):
@@ -70,13 +73,13 @@ def audit(
             for name in wrong:
                 slow.setdefault(name, "a layer that mixes samples and tokens in an unknown order")
             warnings.warn(
-                f"captured gradients of {_listed(wrong)} disagree with autograd's: they are left to one backward pass a "
-                "sample, exact but slow",
+                f"captured gradients of {_listed(wrong)} disagree with autograd's: they are left to one backward "
+                "pass a sample, exact but slow",
                 stacklevel=5,
             )
     raise RuntimeError(
-        f"per-sample gradients of {_listed(wrong)} do not add up to autograd's gradient: does a sample's loss depend on other "
-        "samples of the batch, or does the forward change from call to call?"
+        f"per-sample gradients of {_listed(wrong)} do not add up to autograd's gradient: does a sample's loss depend "
+        "on other samples of the batch, or does the forward change from call to call?"
     )
 
 
@@ -107,7 +110,10 @@ def _values(losses: Callable[..., Tensor], batch: Any, n: int, what: str) -> Ten
 
 
 def _disagreements(
-    parameters: Mapping[str, nn.Parameter], ours: Mapping[str, Tensor], theirs: tuple[Tensor | None, ...]
+    parameters: Mapping[str, nn.Parameter],
+    ours: Mapping[str, Tensor],
+    theirs: Sequence[Tensor | None],
+    coarsest: torch.dtype,
 ) -> dict[str, float]:
     """Return the relative errors of the parameters that disagree beyond rounding."""
     norms = [torch.zeros(()) if g is None else g.norm().float().cpu() for g in theirs]
@@ -116,19 +122,21 @@ def _disagreements(
     for (name, p), g, norm in zip(parameters.items(), theirs, norms, strict=True):
         mine = ours[name].reshape(p.shape)
         difference = float((mine if g is None else mine - g).norm())
-        relative, floor = _tolerance(p.dtype)
+        relative, floor = _tolerance(coarsest)
         if difference > relative * float(norm) + floor * overall:
             wrong[name] = difference / (float(norm) or overall or 1.0)
     return wrong
 
 
+def _coarsest(records: Mapping[str, Any], parameters: Mapping[str, nn.Parameter]) -> torch.dtype:
+    """Return the coarsest floating dtype that the gradients went through."""
+    found = {x.dtype for x in _array.leaves(dict(records)) if x.dtype.is_floating_point}
+    return max(found | {p.dtype for p in parameters.values()}, key=lambda dtype: torch.finfo(dtype).eps)
+
+
 def _tolerance(dtype: torch.dtype) -> tuple[float, float]:
     """Return the relative tolerance, and the share of the whole gradient below which a difference is rounding."""
-    kind = dtype
-    for device in ("cuda", "cpu"):
-        if torch.is_autocast_enabled(device):
-            kind = torch.get_autocast_dtype(device)
-    eps = torch.finfo(kind).eps
+    eps = torch.finfo(dtype).eps
     return min(0.2, 1e4 * eps if eps < 1e-4 else 20 * eps), 20 * eps
 
 

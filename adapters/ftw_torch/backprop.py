@@ -1,8 +1,8 @@
 """Backward passes that leave ``.grad`` alone, under gradient checkpointing too.
 
-A checkpointed region runs its forward again in the middle of the backward, and has to be seen again: the pass is started
-below the functions that a `torch.overrides.TorchFunctionMode` would step out for. Reentrant checkpoints refuse to be asked
-for particular gradients; for them the leaves' ``.grad`` is read and put back.
+A checkpointed region runs its forward again in the middle of the backward, and has to be seen again: the pass is
+started below the functions that a `torch.overrides.TorchFunctionMode` would step out for. Reentrant checkpoints
+refuse to be asked for particular gradients; for them the leaves' ``.grad`` is read and put back.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def gradients(
     retain: bool = False,
     reentrant: bool = False,
 ) -> list[Tensor | None]:
-    """Return the gradients of ``output`` (or of ``<output, grad>``) with respect to leaves; None where there is no path."""
+    """Return the gradients of ``output`` (or of ``<output, grad>``) by the leaves; None where there is no path."""
     if not leaves:
         return []
     grad = torch.ones_like(output) if grad is None else grad

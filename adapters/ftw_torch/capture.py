@@ -1,11 +1,11 @@
 """Capture: per-sample gradient factors of every trainable parameter, in one forward and one backward to activations.
 
-While a `Capture` is active it sees each function of PyTorch that a trainable parameter enters, whoever calls it: a module,
-a functional call with a tied weight, a wrapper such as LoRA. Functions with a rule (``layers.py``) are replaced by ones that
-do the same forward, skip the weight's gradient in the backward, and hand over the layer's input and output gradient instead.
-Two things are kept track of: where the samples are in a tensor (``layout.py``), and which tensors are made of parameters alone
-(``derived.py``). A parameter that enters a function without a rule is left to autograd, one sample at a time: slow, exact,
-and said once.
+While a `Capture` is active it sees each function of PyTorch that a trainable parameter enters, whoever calls it: a
+module, a functional call with a tied weight, a wrapper such as LoRA. Functions with a rule (``layers.py``) are
+replaced by ones that do the same forward, skip the weight's gradient in the backward, and hand over the layer's input
+and output gradient instead. Two things are kept track of: where the samples are in a tensor (``layout.py``), and
+which tensors are made of parameters alone (``derived.py``). A parameter that enters a function without a rule is left
+to autograd, one sample at a time: slow, exact, and said once.
 
 Nothing is installed on the model: leaving the ``with`` block, by an exception too, leaves it as it was.
 """
@@ -15,7 +15,7 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -27,16 +27,17 @@ from torch.overrides import TorchFunctionMode
 from ftw import Dense
 from ftw.gradients import Record
 
-from . import layout
+from . import layout, moves
 from .backprop import gradients, has_reentrant
-from .composed import refuse_batch_statistics
+from .coupled import refuse_batch_statistics, refuse_coupled_layers
 from .derived import Aligned, Derived, Key, pull_of, written_out
+from .functions import INPLACE, PLAIN, first, tensors
 from .layout import Layout, Scattered
 from .records import merge, seen
 
 __all__ = ["Capture", "refuse_coupled_layers", "trainable"]
 
-Sink = Callable[[str, Record], None]
+Sink = Callable[[str, Record], Record | None]
 
 _serial = itertools.count()
 
@@ -44,21 +45,6 @@ _serial = itertools.count()
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     """Return the parameters that require a gradient, under their first names."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
-
-
-def refuse_coupled_layers(model: nn.Module) -> None:
-    """Raise if a layer makes one sample's loss depend on the others: it has no per-sample gradient."""
-    for name, module in model.named_modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or not module.track_running_stats):
-            raise ValueError(
-                f"{type(module).__name__} {name!r} in training mode couples the samples of a batch, so that a sample has "
-                "no gradient of its own; call .eval() on it or replace it, by GroupNorm for example"
-            )
-        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.scale_grad_by_freq:
-            raise ValueError(
-                f"{type(module).__name__} {name!r} has scale_grad_by_freq=True, which divides a sample's gradient by counts "
-                "over the whole batch; set it to False"
-            )
 
 
 class Capture(TorchFunctionMode):
@@ -71,12 +57,13 @@ class Capture(TorchFunctionMode):
     samples : int
         Number n of samples in the batch.
     batch : sequence of tensor
-        The batch's tensors, samples on axis 0: what is computed from them belongs to samples; what is not (position numbers)
-        is shared by all.
+        The batch's tensors, samples on axis 0: what is computed from them belongs to samples; what is not (position
+        numbers) is shared by all.
     slow : dict of str to str
-        Parameters left to per-sample autograd, with the function to blame; grows by those that enter one without a rule.
+        Parameters left to per-sample autograd, with the function to blame; grows by those that enter one without a
+        rule.
     sink : callable, optional
-        Told each ``(name, record)`` as its output gradient arrives.
+        Told each ``(name, record)`` as its output gradient arrives; keeps what it returns, None for nothing.
     """
 
     def __init__(
@@ -119,7 +106,7 @@ class Capture(TorchFunctionMode):
         """Run a function of PyTorch, by its rule if a captured parameter enters it."""
         kwargs = kwargs or {}
         graph = torch.is_grad_enabled()
-        if func in _PLAIN or (self.open and not graph):
+        if func in PLAIN or (self.open and not graph):
             return func(*args, **kwargs)
         if func is Tensor.__iter__:
             with self:
@@ -141,14 +128,14 @@ class Capture(TorchFunctionMode):
             if out is NotImplemented:
                 raw_args, raw_kwargs = self._exchange(args, kwargs)
                 out = func(*raw_args, **raw_kwargs)
-                if any(x.requires_grad for x in _tensors(out)):
+                if any(x.requires_grad for x in tensors(out)):
                     for key, _ in keyed:
                         for name in (key,) if isinstance(key, str) else key.roots:
                             self._entered.setdefault(name, getattr(func, "__name__", str(func)))
         return self._place(func, args, kwargs, out, sampled) if sampled else out
 
     def name(self, x: Any) -> Key | None:
-        """Return the key of a parameter, or of a tensor made of some, that a rule may handle; None for anything else."""
+        """Return the key of a parameter, or of a tensor made of some, that a rule may handle; None for all else."""
         found = self._keys.get(id(x))
         if found is None:
             return None
@@ -184,9 +171,9 @@ class Capture(TorchFunctionMode):
         return None if place is None else layout.group(x, place, self.samples, trailing)
 
     def copies(self, key: Key, p: Tensor, x: Tensor) -> Tensor | None:
-        """Return a copy of ``p`` for each sample, to stand in its place beside ``x``; its gradient is the per-sample gradient.
+        """Return a copy of ``p`` for each sample, to stand in its place beside ``x``; None if the axes do not allow it.
 
-        None if the axes do not allow it.
+        Its gradient is the per-sample gradient.
         """
         n, place = self.samples, self.where(x)
         ndim = max(x.ndim, p.ndim)
@@ -204,13 +191,13 @@ class Capture(TorchFunctionMode):
         found = layout.axis(x.shape, place, n)
         if found is None:
             return None
-        k = found.index + ndim - x.ndim
+        k = found.number + ndim - x.ndim
         if shape[k] == 1:
             rest = shape[:k] + shape[k + 1 :]
             leaf = self._leaf(key, p.detach().reshape(rest).expand(n, *rest))  # (n, *rest)
             if not found.pure:
                 spread = leaf[None, :, None].expand(found.outer, n, found.inner, *rest)
-                return spread.reshape(x.shape[found.index], *rest).movedim(0, k)
+                return spread.reshape(x.shape[found.number], *rest).movedim(0, k)
             return leaf.movedim(0, k)
         if not found.pure or shape[k] != n:
             return None
@@ -225,7 +212,7 @@ class Capture(TorchFunctionMode):
     def _look(self, args: Any, kwargs: dict[str, Any]) -> tuple[list[tuple[Key, Tensor]], list[Tensor]]:
         """Return the arguments made of parameters, and those that belong to samples."""
         keyed, sampled = [], []
-        for x in _tensors((args, kwargs.values()) if kwargs else args):
+        for x in tensors((args, kwargs.values()) if kwargs else args):
             found = self._keys.get(id(x))
             if found is not None:
                 keyed.append(found)
@@ -235,23 +222,29 @@ class Capture(TorchFunctionMode):
 
     def _place(self, func: Any, args: Any, kwargs: Any, out: Any, sampled: list[Tensor]) -> Any:
         """Write down where the samples are in the results of a function."""
-        for y in _tensors(out):
+        for y in tensors(out):
             if id(y) in self._mine or (id(y) in self._keys):
                 continue
-            found = None
+            found: Layout | Scattered | None = None
             if self.samples == 1:
                 found = Layout(1, y.numel())
             else:
                 for x in sampled:
                     place = self.where(x)
-                    found = None if place is None else layout.place(func, x, place, self.samples, args, kwargs, y)
+                    found = None if place is None else moves.place(func, x, place, self.samples, args, kwargs, y)
                     if found is not None:
                         break
-            if found is None and y is _first(args) and func in _INPLACE:
+            if found is None and y is first(args) and func in INPLACE:
                 found = self.where(y) or (
                     Layout(1, y.numel() // self.samples) if y.shape[0] % self.samples == 0 else None
                 )
             y._ftw_samples = (self._serial, found)  # type: ignore[attr-defined]
+        if (
+            args
+            and args[0] is (out if out is not None else args[0])
+            and isinstance(self._keys.get(id(args[0]), (None,))[0], Derived)
+        ):
+            del self._keys[id(args[0])]  # samples were written into it
         if func is Tensor.__setitem__ and not self.sampled(args[0]):
             self._written(args[0], args[1])
         return out
@@ -266,10 +259,13 @@ class Capture(TorchFunctionMode):
     def _derive(self, func: Any, args: Any, kwargs: Any, out: Any, keyed: list[tuple[Key, Tensor]]) -> Any:
         """Write down that a tensor is made of parameters alone."""
         roots = frozenset(name for key, _ in keyed for name in ((key,) if isinstance(key, str) else key.roots))
-        for y in _tensors(out):
-            if not y.requires_grad or id(y) in self._keys:
+        written = [args[0]] if func is Tensor.__setitem__ else []
+        for y in (*tensors(out), *written):
+            known = self._keys.get(id(y), (None,))[0]
+            if not y.requires_grad or isinstance(known, str) or (known is not None and y is not first(args)):
                 continue
-            pull = pull_of(func, args, kwargs, keyed[0][1], y) if len(keyed) == 1 else None
+            single = len(keyed) == 1 and known is None  # written in place, a tensor has a new history
+            pull = pull_of(func, args, kwargs, keyed[0][1], y) if single else None
             derived = Derived(y, roots, keyed[0][0] if pull else None, pull)
             self._keys[id(y)] = (derived, y)
             self._derived.append(derived)
@@ -277,16 +273,13 @@ class Capture(TorchFunctionMode):
 
     def _exchange(self, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """Put stand-ins in the places of parameters."""
+        return tuple(map(self._exchanged, args)), {k: self._exchanged(x) for k, x in kwargs.items()}
 
-        def change(x: Any) -> Any:
-            if isinstance(x, Tensor):
-                key = self._keys.get(id(x), (None,))[0]
-                return self.standin(key) if isinstance(key, str) else x
-            if type(x) in (tuple, list):
-                return type(x)(map(change, x))
-            return x
-
-        return tuple(map(change, args)), {k: change(x) for k, x in kwargs.items()}
+    def _exchanged(self, x: Any) -> Any:
+        if isinstance(x, Tensor):
+            key = self._keys.get(id(x), (None,))[0]
+            return self.standin(key) if isinstance(key, str) else x
+        return type(x)(map(self._exchanged, x)) if type(x) in (tuple, list) else x
 
     def standin(self, name: str) -> Tensor:
         """Return what enters the graph in a parameter's place, so that no hook of the parameter is ever run."""
@@ -315,18 +308,19 @@ class Capture(TorchFunctionMode):
             full = record.grads.new_zeros(self.samples, *self.parameters[key].shape)
             line = torch.arange(self.samples, device=full.device)
             full.movedim(record.axis + 1, 1)[line, line] = record.grads
-            record = Dense(full)  # type: ignore[arg-type]
+            record = Dense(full)
         if isinstance(record, Dense):
-            record = Dense(record.grads.reshape(self.samples, *seen(self.parameters[key].shape)))  # type: ignore[attr-defined]
-        self.parts[key].append(record)
-        if self.sink is not None:
-            self.sink(key, record)
+            g: Any = record.grads
+            record = Dense(g.reshape(self.samples, *seen(self.parameters[key].shape)))
+        kept = record if self.sink is None else self.sink(key, record)
+        if kept is not None:
+            self.parts[key].append(kept)
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Leave the block; nothing stays installed."""
-        super().__exit__(exc_type, exc, traceback)
+        super().__exit__(exc_type, exc, traceback)  # type: ignore[no-untyped-call]
         if exc_type is not None:
             self._leaves.clear()
 
@@ -336,22 +330,24 @@ class Capture(TorchFunctionMode):
     def backward(self, losses: Tensor) -> dict[str, Record]:
         """Return the records of the samples whose ``losses`` (n,) were computed in this block."""
         self._warn()
-        slow = [name for name in self.slow if name in self.parameters]
         reentrant = self._checkpointed and has_reentrant([losses])
         known = len(self._leaves)
         leaves = [self.anchor, *(leaf for _, leaf, _ in self._leaves)]
         self.open = True
         try:
-            found = gradients(losses.sum(), leaves, retain=bool(slow), reentrant=reentrant)[1:]
+            found = gradients(losses.sum(), leaves, retain=bool(self.slow) or reentrant, reentrant=reentrant)[1:]
         finally:
             self.open = False
         found += [leaf.grad for _, leaf, _ in self._leaves[known:]]  # made while a reentrant checkpoint ran again
         for (key, _, at), g in zip(self._leaves, found, strict=True):
             if g is not None:
-                self._keep(key, Dense(g) if at is None else Aligned(g, at))  # type: ignore[arg-type]
+                self._keep(key, Dense(g) if at is None else Aligned(g, at))
         self._leaves.clear()
+        self._warn()  # of what a reentrant checkpoint showed only now
+        slow = [name for name in self.slow if name in self.parameters]
         if slow:
             self._one_by_one(losses, slow, reentrant)
+        self._leaves.clear()
         for derived in reversed(self._derived):
             self._pull(derived)
         self._keys.clear()
@@ -370,6 +366,8 @@ class Capture(TorchFunctionMode):
     def _one_by_one(self, losses: Tensor, slow: list[str], reentrant: bool) -> None:
         """Add what autograd finds for parameters that entered functions without a rule, or that nobody saw."""
         known = [(name, self._standins[name]) for name in slow if name in self._standins]
+        for _, leaf in known:
+            leaf.grad = None
         unseen = [(name, self.parameters[name]) for name in slow if name not in self._entered]
         inputs: list[tuple[str, Tensor]] = [*known, *unseen]
         rows: list[list[Tensor]] = [[] for _ in inputs]
@@ -381,7 +379,7 @@ class Capture(TorchFunctionMode):
                 rows[j].append(torch.zeros_like(inputs[j][1]) if g is None else g)
         for (name, _), row, used in zip(inputs, rows, touched, strict=True):
             if used:
-                self._keep(name, Dense(torch.stack(row)))  # type: ignore[arg-type]
+                self._keep(name, Dense(torch.stack(row)))
 
     def _pull(self, derived: Derived) -> None:
         """Take the records of a tensor back to the parameters it was made of."""
@@ -397,41 +395,4 @@ class Capture(TorchFunctionMode):
             for row, p, found in zip(rows, inputs, grads, strict=True):
                 row.append(torch.zeros_like(p) if found is None else found)
         for name, row in zip(names, rows, strict=True):
-            self._keep(name, Dense(torch.stack(row)))  # type: ignore[arg-type]
-
-
-def _tensors(tree: Any) -> Iterator[Tensor]:
-    """Yield the tensors among the arguments or results of a function."""
-    if isinstance(tree, Tensor):
-        yield tree
-    elif isinstance(tree, (tuple, list, type({}.values()))):
-        for x in tree:
-            if x is not None:
-                yield from _tensors(x)
-
-
-def _first(args: Any) -> Any:
-    return args[0] if args else None
-
-
-_PLAIN = frozenset(
-    [
-        getattr(Tensor, name).__get__
-        for name in ["shape", "dtype", "device", "ndim", "is_cuda", "is_cpu", "is_meta", "is_sparse", "is_quantized", "is_nested", "layout", "requires_grad", "is_leaf", "grad", "grad_fn", "names", "itemsize", "nbytes", "is_xla", "is_mps", "is_xpu", "is_mkldnn", "is_complex"]
-        if hasattr(getattr(Tensor, name, None), "__get__")
-    ]
-    + layout.forms(
-        "size", "dim", "numel", "stride", "is_floating_point", "is_complex", "is_contiguous", "storage_offset"
-    )
-    + layout.forms(
-        "nelement", "element_size", "data_ptr", "get_device", "is_pinned", "is_set_to", "__len__", "__hash__"
-    )
-    + layout.forms(
-        "register_hook", "retain_grad", "untyped_storage", "_is_view", "is_inference", "__repr__", "__format__"
-    )
-)
-"""Functions that only ask a tensor about itself."""
-
-_INPLACE = frozenset(
-    layout.forms("index_add_", "index_copy_", "index_put_", "scatter_", "scatter_add_", "copy_", "add_")
-)
+            self._keep(name, Dense(torch.stack(row)))

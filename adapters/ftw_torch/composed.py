@@ -12,10 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .coupled import refuse_batch_statistics
+
 if TYPE_CHECKING:
     from .capture import Capture
 
-__all__ = ["affine", "batch_norm", "group_norm", "multi_head_attention", "prelu", "refuse_batch_statistics", "rms_norm"]
+__all__ = ["affine", "batch_norm", "group_norm", "multi_head_attention", "prelu", "rms_norm"]
 
 
 def affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
@@ -52,15 +54,6 @@ def group_norm(
         return affine(normal, _by_channel(weight, input), _by_channel(bias, input))
 
 
-def refuse_batch_statistics(*args: Any, training: bool = False, **kwargs: Any) -> None:
-    """Raise if a call of ``F.batch_norm`` takes its statistics from the batch."""
-    if training or (len(args) > 5 and args[5]):
-        raise ValueError(
-            "F.batch_norm with training=True couples the samples of a batch, so that a sample has no gradient of its own; use the "
-            "running statistics, or group_norm"
-        )
-
-
 def batch_norm(
     capture: Capture,
     input: Tensor,
@@ -82,7 +75,7 @@ def batch_norm(
 def prelu(capture: Capture, input: Tensor, weight: Tensor) -> Any:
     """Rule of ``F.prelu``."""
     with capture:
-        slope = weight if weight.numel() == 1 else _by_channel(weight, input)
+        slope: Any = weight if weight.numel() == 1 else _by_channel(weight, input)
         return torch.where(input > 0, input, input * slope)
 
 

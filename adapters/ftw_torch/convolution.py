@@ -104,7 +104,7 @@ def _convolve(capture: Capture, x: Tensor, weight: Tensor, bias: Tensor | None, 
     if any(name is None and p is not None and p.requires_grad for name, p in zip(names, (weight, bias), strict=True)):
         return NotImplemented
     where = layout.axis(x.shape, place, n)
-    if where is None or where.index != 0 or where.outer != 1:
+    if where is None or where.number != 0 or where.outer != 1:
         return NotImplemented
 
     def deliver(a: Tensor, g: Tensor) -> None:
@@ -112,12 +112,12 @@ def _convolve(capture: Capture, x: Tensor, weight: Tensor, bias: Tensor | None, 
             dtype = torch.float32 if g.dtype.itemsize < 4 else g.dtype
             capture.deliver(
                 names[1], Dense(g.reshape(n, -1, *g.shape[1:]).transpose(1, 2).flatten(2).sum(2, dtype=dtype))
-            )  # type: ignore[arg-type]
+            )
         if names[0] is not None:
             capture.deliver(names[0], _record(a, g, weight.detach(), setting, n))
 
     parameter = None if bias is None else bias.detach()
-    return _Convolution.apply(x, weight.detach(), parameter, capture.anchor, setting, deliver)
+    return _Convolution.apply(x, weight.detach(), parameter, capture.anchor, setting, deliver)  # type: ignore[no-untyped-call]
 
 
 def _record(x: Tensor, g: Tensor, weight: Tensor, setting: tuple[Any, ...], n: int) -> Any:
@@ -128,11 +128,11 @@ def _record(x: Tensor, g: Tensor, weight: Tensor, setting: tuple[Any, ...], n: i
     if weight.ndim == 4 and groups == 1 and not transposed and smaller:
         a = F.unfold(x, weight.shape[2:], dilation, padding, stride)  # (n t, i kernel, places)
         b = g.flatten(2)  # (n t, o, places)
-        return OuterProduct(*(y.mT.reshape(n, -1, y.shape[1]) for y in (a, b)))  # type: ignore[arg-type]
+        return OuterProduct(*(y.mT.reshape(n, -1, y.shape[1]) for y in (a, b)))
     grads = []
     for xi, gi in zip(x.reshape(n, -1, *x.shape[1:]), g.reshape(n, -1, *g.shape[1:]), strict=True):
         grads.append(aten.convolution_backward(gi, xi, weight.to(xi.dtype), None, *setting, [False, True, False])[1])
-    return Dense(torch.stack(grads))  # type: ignore[arg-type]
+    return Dense(torch.stack(grads))
 
 
 def _tuple(x: Any, dims: int) -> tuple[int, ...]:

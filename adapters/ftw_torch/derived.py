@@ -1,8 +1,9 @@
-"""Tensors made of parameters alone (``1 + w``, ``W.T``, ``W[expert]``, ``w.float()``, position embeddings): who pays for them.
+"""Tensors made of parameters alone: ``1 + w``, ``W.T``, ``W[expert]``, ``w.float()``, position embeddings.
 
-A layer that uses such a tensor hands over records of the tensor; they are pulled back to the parameters it was made of. Where
-the way back keeps factors (a transpose, a cast, a block of rows, a look-up), it acts on the factors. Everything else goes back
-by autograd through the few functions between the parameters and the tensor, one sample at a time.
+A layer that uses such a tensor hands over records of the tensor; they are pulled back to the parameters it was made
+of. Where the way back keeps factors (a transpose, a cast, a block of rows, a look-up), it acts on the factors.
+Everything else goes back by autograd through the few functions between the parameters and the tensor, one sample at a
+time.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def pull_of(func: Any, args: Any, kwargs: Any, base: Tensor, out: Tensor) -> Pul
         return _looked_up(args[1], base, None)
     if func in _CASTS and out.shape == base.shape:
         return lambda record: record
-    if func in _SHIFTS and out.shape == base.shape:
+    if func in _SHIFTS and out.shape == base.shape and args[0] is base and not kwargs:
         return lambda record: record
     if func in _TRANSPOSES and base.ndim == 2 and out.shape == base.shape[::-1] and out.data_ptr() == base.data_ptr():
         return _transposed if out.stride() == base.stride()[::-1] else None
@@ -77,8 +78,16 @@ def pull_of(func: Any, args: Any, kwargs: Any, base: Tensor, out: Tensor) -> Pul
         return _expanded(tuple(base.shape), tuple(out.shape))
     shares = out.untyped_storage().data_ptr() == base.untyped_storage().data_ptr()
     if shares and out.is_contiguous() and base.is_contiguous():
-        return _block(base, out, out.storage_offset() - base.storage_offset())
+        return _block(base, out, int(out.storage_offset()) - int(base.storage_offset()))
     return None
+
+
+def _grads(record: Any) -> Any:
+    return record.grads
+
+
+def _factor(x: Any) -> Any:
+    return x
 
 
 def _looked_up(indices: Tensor, base: Tensor, padding: int | None) -> Pull:
@@ -91,8 +100,8 @@ def _looked_up(indices: Tensor, base: Tensor, padding: int | None) -> Pull:
             at = indices.expand(record.samples, *indices.shape)
         else:
             return NotImplemented
-        n = len(record.grads)
-        at, b = at.reshape(n, -1), record.grads.reshape(n, -1, d)  # type: ignore[union-attr]  # (n, t), (n, t, d)
+        n = len(_grads(record))
+        at, b = at.reshape(n, -1), _grads(record).reshape(n, -1, d)  # (n, t), (n, t, d)
         if padding is not None:
             b = b.masked_fill((at == padding % size)[:, :, None], 0.0)
         return Rows(at, b, size)
@@ -103,7 +112,7 @@ def _looked_up(indices: Tensor, base: Tensor, padding: int | None) -> Pull:
 def _transposed(record: Any) -> Any:
     if isinstance(record, OuterProduct):
         return OuterProduct(record.output_grads, record.inputs)
-    return Dense(record.grads.mT) if isinstance(record, Dense) else NotImplemented
+    return Dense(_grads(record).mT) if isinstance(record, Dense) else NotImplemented
 
 
 def _expanded(old: tuple[int, ...], new: tuple[int, ...]) -> Pull:
@@ -114,9 +123,9 @@ def _expanded(old: tuple[int, ...], new: tuple[int, ...]) -> Pull:
         if isinstance(record, Aligned):
             if record.axis not in dims:
                 return NotImplemented
-            g = record.grads.unsqueeze(record.axis + 1)  # (n, *new), with 1 in place of the samples' axis
+            g = _grads(record).unsqueeze(record.axis + 1)  # (n, *new), with 1 in place of the samples' axis
         elif isinstance(record, Dense):
-            g = record.grads.reshape(-1, *new)
+            g = _grads(record).reshape(-1, *new)
         else:
             return NotImplemented
         if dims:
@@ -138,16 +147,16 @@ def _block(base: Tensor, out: Tensor, start: int) -> Pull:
         if isinstance(record, Dense):
             n = record.samples
             if whole:
-                return Dense(record.grads.reshape(n, *shape))
+                return Dense(_grads(record).reshape(n, *shape))
             if flush:
-                at = torch.arange(first, first + rows, device=record.grads.device).expand(n, rows)
-                return Rows(at, record.grads.reshape(n, rows, width), shape[0])
+                at = torch.arange(first, first + rows, device=_grads(record).device).expand(n, rows)
+                return Rows(at, _grads(record).reshape(n, rows, width), shape[0])
             after = base.numel() - start - out.numel()
-            return Dense(F.pad(record.grads.reshape(n, -1), (start, after)).reshape(n, *shape))
+            return Dense(F.pad(_grads(record).reshape(n, -1), (start, after)).reshape(n, *shape))
         if not flush or isinstance(record, Aligned) or seen(out.shape) != (rows, width):
             return NotImplemented
         if isinstance(record, OuterProduct):
-            b = F.pad(record.output_grads, (first, shape[0] - first - rows))  # (n, t, d_out)
+            b = F.pad(_factor(record.output_grads), (first, shape[0] - first - rows))  # (n, t, d_out)
             return OuterProduct(record.inputs, b)
         return (
             Rows(record.indices + first, record.output_grads, shape[0]) if isinstance(record, Rows) else NotImplemented
@@ -156,19 +165,19 @@ def _block(base: Tensor, out: Tensor, start: int) -> Pull:
     return pull
 
 
-def written_out(record: Record | Aligned, shape: torch.Size, i: int) -> Tensor:
+def written_out(record: Any, shape: torch.Size, i: int) -> Any:
     """Return the gradient of sample i of a record, of the given shape."""
     if isinstance(record, Aligned):
-        out = record.grads.new_zeros(shape)
-        out.select(record.axis, i).copy_(record.grads[i])
+        out = _grads(record).new_zeros(shape)
+        out.select(record.axis, i).copy_(_grads(record)[i])
         return out
     if isinstance(record, OuterProduct):
         return (record.output_grads[i].T @ record.inputs[i]).reshape(shape)
     if isinstance(record, Rows):
-        rows = record.output_grads.new_zeros(record.size, record.output_grads.shape[2])
+        rows = _factor(record.output_grads).new_zeros(record.size, record.output_grads.shape[2])
         return rows.index_add_(0, record.indices[i], record.output_grads[i]).reshape(shape)
     if isinstance(record, Dense):
-        return record.grads[i].reshape(shape)
+        return _grads(record)[i].reshape(shape)
     return sum((written_out(part, shape, i) for part in record.parts[1:]), written_out(record.parts[0], shape, i))
 
 

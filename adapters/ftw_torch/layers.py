@@ -1,12 +1,13 @@
 """Rules: how each layer kind is run under capture, and which factors its backward hands over.
 
-A rule has the signature of the function it stands for, after the `Capture`, and returns NotImplemented where it does not apply.
-For y = x W' + b with x (n, ..., d_in) and the output's gradient B (n, ..., d_out), the gradients of sample i are
+A rule has the signature of the function it stands for, after the `Capture`, and returns NotImplemented where it does
+not apply. For y = x W' + b with x (n, ..., d_in) and the output's gradient B (n, ..., d_out), the gradients of sample
+i are
 
     W:  sum_t B_it A_it'      an `OuterProduct`              b:  sum_t B_it      a `Dense`
 
-What is elementwise in a parameter (gains, shifts, position embeddings) is given a copy of it for each sample, whose gradient
-is the per-sample gradient. Layers that are compositions are composed again, under capture (``composed.py``).
+What is elementwise in a parameter (gains, shifts, position embeddings) is given a copy of it for each sample, whose
+gradient is the per-sample gradient. Layers that are compositions are composed again, under capture (``composed.py``).
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from torch.autograd.function import once_differentiable
 
 from ftw import Dense, OuterProduct, Rows
 
-from . import composed, convolution, layout
+from . import composed, convolution, copies, layout
 from .capture import Capture
+from .copies import batched, on_leading_axes, trains
 from .layout import forms
 
 __all__ = ["RULES"]
@@ -66,12 +68,12 @@ def linear(
 ) -> Any:
     """Rule of ``F.linear``; ``transposed`` if ``weight`` is that of the parameter transposed."""
     names = capture.name(weight), capture.name(bias)
-    if names[0] is None and _trains(weight):  # left to autograd; the bias need not be
+    if names[0] is None and trains(weight):  # left to autograd; the bias need not be
         if names[1] is None or bias is None:
             return NotImplemented
         with capture:
             return F.linear(input, weight) + bias
-    if bias is not None and names[1] is None and _trains(bias):
+    if bias is not None and names[1] is None and trains(bias):
         with capture:
             return F.linear(input, weight) + bias
     place = capture.where(input)
@@ -82,18 +84,19 @@ def linear(
     )
     if capture.samples == 1:
         place = result = layout.Layout(1, 0)
-    if place is None or result is None or not _on_leading_axes(capture, input, place, 1):
+    if place is None or result is None or not on_leading_axes(capture, input, place, 1):
         return NotImplemented
 
     def deliver(x: Tensor, g: Tensor) -> None:
-        b = capture.group(g, result, 1)  # (n, t, d_out)
-        a = capture.group(x, place, 1)  # (n, t, d_in)
+        a, b = capture.group(x, place, 1), capture.group(g, result, 1)  # (n, t, d_in), (n, t, d_out)
+        assert a is not None
+        assert b is not None
         if names[0] is not None:
-            capture.deliver(names[0], OuterProduct(b, a) if transposed else OuterProduct(a, b))  # type: ignore[arg-type]
+            capture.deliver(names[0], OuterProduct(b, a) if transposed else OuterProduct(a, b))
         if names[1] is not None:
-            capture.deliver(names[1], Dense(_sum(b)))  # type: ignore[arg-type]
+            capture.deliver(names[1], Dense(_sum(b)))
 
-    return _Linear.apply(input, weight.detach(), _detached(bias), capture.anchor, deliver)
+    return _Linear.apply(input, weight.detach(), _detached(bias), capture.anchor, deliver)  # type: ignore[no-untyped-call]
 
 
 def addmm(capture: Capture, input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: float = 1, alpha: float = 1) -> Any:
@@ -115,14 +118,14 @@ def matmul(capture: Capture, input: Tensor, other: Tensor) -> Any:
     if capture.name(input) is not None and input.ndim == 2 and other.ndim > 1 and capture.sampled(other):
         with capture:
             return F.linear(other.mT, input).mT
-    return _batched(torch.matmul)(capture, input, other) if min(input.ndim, other.ndim) > 2 else NotImplemented
+    return batched(torch.matmul)(capture, input, other) if min(input.ndim, other.ndim) > 2 else NotImplemented
 
 
 def _right(capture: Capture, x: Tensor, weight: Tensor, bias: Tensor | None) -> Any:
     """Run ``x @ weight + bias`` for a weight (d_in, d_out)."""
-    if capture.name(weight) is None and _trains(weight):
+    if capture.name(weight) is None and trains(weight):
         return NotImplemented
-    if bias is not None and capture.name(bias) is None and _trains(bias):
+    if bias is not None and capture.name(bias) is None and trains(bias):
         with capture:
             return x @ weight + bias
     view = weight.detach().T
@@ -133,14 +136,6 @@ def _right(capture: Capture, x: Tensor, weight: Tensor, bias: Tensor | None) -> 
         return linear(capture, x, view, bias, transposed=True)
     finally:
         capture._keys.pop(id(view), None)
-
-
-def _on_leading_axes(capture: Capture, x: Tensor, place: Any, trailing: int) -> bool:
-    """Tell whether the last ``trailing`` axes are free of samples."""
-    if capture.samples == 1 or isinstance(place, layout.Scattered):
-        return True
-    where = layout.axis(x.shape, place, capture.samples)
-    return where is not None and where.index < x.ndim - trailing
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -177,7 +172,7 @@ def embedding(
     scale_grad_by_freq: bool = False,
     sparse: bool = False,
 ) -> Any:
-    """Rule of ``F.embedding``; rows of ``padding_idx`` have no gradient. Renormalised or rescaled tables have no rule."""
+    """Rule of ``F.embedding``; rows of ``padding_idx`` have no gradient. Renormalised tables have no rule."""
     name, place = capture.name(weight), capture.where(input)
     if name is None or place is None or max_norm is not None or scale_grad_by_freq or weight.ndim != 2:
         return NotImplemented
@@ -191,13 +186,13 @@ def embedding(
         assert at is not None
         if padding is not None:
             b = b.masked_fill((at == padding)[:, :, None], 0.0)
-        capture.deliver(name, Rows(at, b, size))  # type: ignore[arg-type]
+        capture.deliver(name, Rows(at, b, size))
 
-    return _Embedding.apply(input, weight.detach(), capture.anchor, deliver)
+    return _Embedding.apply(input, weight.detach(), capture.anchor, deliver)  # type: ignore[no-untyped-call]
 
 
 def getitem(capture: Capture, input: Tensor, index: Any) -> Any:
-    """Rule of ``W[indices]`` with indices that belong to samples, and of ``W[expert]`` with one number computed from them."""
+    """Rule of ``W[indices]`` with indices of samples, and of ``W[expert]`` with a number computed from them."""
     if isinstance(index, Tensor) and index.ndim == 0 and not index.is_floating_point() and index.dtype != torch.bool:
         with capture:
             return input[int(index)]
@@ -257,102 +252,22 @@ def layer_norm(
     """Rule of ``F.layer_norm``."""
     gain, shift = capture.name(weight), capture.name(bias)
     place, shape = capture.where(input), list(normalized_shape)
-    if any(name is None and _trains(p) for name, p in ((gain, weight), (shift, bias))):  # one is left to autograd
+    if any(name is None and trains(p) for name, p in ((gain, weight), (shift, bias))):  # one is left to autograd
         with capture:
             return composed.affine(F.layer_norm(input, normalized_shape, None, None, eps), weight, bias)
     if capture.samples == 1:
         place = layout.Layout(1, 0)
-    if place is None or not _on_leading_axes(capture, input, place, len(shape)):
+    if place is None or not on_leading_axes(capture, input, place, len(shape)):
         return NotImplemented
 
     def deliver(g: Tensor, normal: Tensor) -> None:
         g = g.to(normal.dtype)
-        for name, value in ((gain, lambda: g * normal), (shift, lambda: g)):
-            if name is not None:
-                grouped = capture.group(value(), place, len(shape))  # (n, t, *shape)
-                capture.deliver(name, Dense(_sum(grouped)))  # type: ignore[arg-type]
+        if gain is not None:
+            capture.deliver(gain, Dense(_sum(capture.group(g * normal, place, len(shape)))))
+        if shift is not None:
+            capture.deliver(shift, Dense(_sum(capture.group(g, place, len(shape)))))
 
-    return _LayerNorm.apply(input, shape, _detached(weight), _detached(bias), eps, capture.anchor, deliver)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Elementwise functions and concatenation: a copy of the parameter for each sample
-
-
-def _elementwise(function: Rule) -> Rule:
-    """Return the rule of a function that aligns its tensors from the right."""
-
-    def rule(capture: Capture, *args: Any, **kwargs: Any) -> Any:
-        return _with_copies(capture, function, args, kwargs)
-
-    return rule
-
-
-def _with_copies(capture: Capture, function: Rule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    sampled = [
-        x for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and capture.sampled(x) and capture.where(x)
-    ]
-    if capture.samples == 1:
-        sampled = sampled or [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and capture.sampled(x)]
-    if not sampled:
-        return NotImplemented
-    beside = max(sampled, key=lambda x: x.ndim)
-    changed = []
-    for p in (*args, *kwargs.values()):
-        name = capture.name(p)
-        if name is None and _trains(p) and not capture.sampled(p):
-            return NotImplemented
-        other = p if name is None else capture.copies(name, p, beside)
-        if other is None:
-            return NotImplemented
-        changed.append(other)
-    return function(*changed[: len(args)], **dict(zip(kwargs, changed[len(args) :], strict=True)))
-
-
-def _batched(function: Rule) -> Rule:
-    """Return the rule of a function of matrices whose other axes are aligned from the right (attention)."""
-
-    def rule(capture: Capture, *args: Any, **kwargs: Any) -> Any:
-        for x in (*args, *kwargs.values()):
-            if isinstance(x, Tensor) and capture.sampled(x) and capture.samples > 1:
-                place = capture.where(x)
-                if place is None or not _on_leading_axes(capture, x, place, 2):
-                    return NotImplemented
-        return _with_copies(capture, function, args, kwargs)
-
-    return rule
-
-
-def _in_place(function: Rule) -> Rule:
-    def rule(capture: Capture, input: Tensor, *args: Any, **kwargs: Any) -> Any:
-        return _with_copies(capture, function, (input, *args), kwargs) if capture.sampled(input) else NotImplemented
-
-    return rule
-
-
-def cat(capture: Capture, tensors: Any, dim: int = 0, **options: Any) -> Any:
-    """Rule of ``torch.cat`` along an axis that is not the samples': class tokens, prompts."""
-    dim = options.pop("axis", dim)
-    samples = [x for x in tensors if capture.sampled(x)]
-    if options or not samples:
-        return NotImplemented
-    x, place, n = samples[0], capture.where(samples[0]), capture.samples
-    where = layout.axis(x.shape, place, n) if isinstance(place, layout.Layout) and n > 1 else None
-    if n > 1 and (where is None or not where.pure or where.index == dim % x.ndim):
-        return NotImplemented
-    parts = []
-    for p in tensors:
-        name = capture.name(p)
-        if name is None:
-            if _trains(p) and not capture.sampled(p):
-                return NotImplemented
-            parts.append(p)
-            continue
-        copies = capture.copies(name, p, x)
-        if copies is None:
-            return NotImplemented
-        parts.append(copies)
-    return torch.cat(parts, dim)
+    return _LayerNorm.apply(input, shape, _detached(weight), _detached(bias), eps, capture.anchor, deliver)  # type: ignore[no-untyped-call]
 
 
 def _sum(x: Tensor | None) -> Tensor:
@@ -361,19 +276,9 @@ def _sum(x: Tensor | None) -> Tensor:
     return x.sum(1, dtype=torch.float32 if x.dtype.itemsize < 4 else x.dtype)
 
 
-def _trains(p: Any) -> bool:
-    return isinstance(p, Tensor) and p.requires_grad
-
-
 def _detached(p: Tensor | None) -> Tensor | None:
     return None if p is None else p.detach()
 
-
-_POINTWISE = ["add", "sub", "mul", "multiply", "div", "divide", "true_divide", "subtract", "where", "maximum", "minimum", "lerp", "addcmul", "pow"]
-_OPERATORS = (
-    ["__add__", "__radd__", "__sub__", "__rsub__", "__mul__", "__rmul__", "__truediv__", "__rtruediv__", "__rdiv__", "__pow__", "__rpow__"]
-)
-_ASSIGNED = ["add_", "sub_", "mul_", "div_", "__iadd__", "__isub__", "__imul__", "__itruediv__"]
 
 RULES: dict[Any, Rule] = {
     F.linear: linear,
@@ -383,13 +288,11 @@ RULES: dict[Any, Rule] = {
     F.group_norm: composed.group_norm,
     F.batch_norm: composed.batch_norm,
     F.prelu: composed.prelu,
-    F.scaled_dot_product_attention: _batched(F.scaled_dot_product_attention),
+    F.scaled_dot_product_attention: batched(F.scaled_dot_product_attention),
     F.multi_head_attention_forward: composed.multi_head_attention,
     **dict.fromkeys(forms("addmm"), addmm),
     **dict.fromkeys(forms("matmul", "__matmul__", "mm"), matmul),
     **dict.fromkeys(forms("__getitem__"), getitem),
-    **dict.fromkeys(forms("cat", "concat", "concatenate"), cat),
-    **{f: _elementwise(f) for f in forms(*_POINTWISE, *_OPERATORS)},
-    **{f: _in_place(f) for f in forms(*_ASSIGNED)},
+    **copies.RULES,
     **convolution.RULES,
 }

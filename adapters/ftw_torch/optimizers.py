@@ -1,17 +1,17 @@
 """From a torch.optim optimizer to the geometry of its next step, one operator a parameter.
 
-State is read, never written: ``optimizer.state.get(p)``, since ``state[p]`` would insert an entry that lands in state_dict.
+State is read, never written: ``optimizer.state.get(p)``, since ``state[p]`` would insert an entry that lands in
+state_dict.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-import ftw.optimizers as updates
 from ftw import LinearUpdate
 from ftw.geometry import Diagonal, Operator, Scale
 
@@ -23,6 +23,7 @@ __all__ = ["geometry", "linear_update", "register_optimizer"]
 
 _registered: dict[type, Reader] = {}
 
+
 def register_optimizer(kind: type, reader: Reader) -> None:
     """Teach the adapter an optimizer.
 
@@ -33,8 +34,8 @@ def register_optimizer(kind: type, reader: Reader) -> None:
         differently.
     reader : callable
         ``reader(parameter, state, group, *, lr, anticipate, damping) -> ftw.LinearUpdate``: the next change of the
-        parameter as ``-(offset + operator(g))``. ``state`` is the optimizer's state of this parameter ({} before its first
-        step), ``group`` its param group, ``anticipate`` a gradient to fold into the second moment, or None.
+        parameter as ``-(offset + operator(g))``. ``state`` is the optimizer's state of this parameter ({} before its
+        first step), ``group`` its param group, ``anticipate`` a gradient to fold into the second moment, or None.
     """
     _registered[kind] = reader
 
@@ -93,8 +94,8 @@ def _as_seen(name: str, operator: Operator, p: Tensor) -> Operator:
     if isinstance(operator, Scale) or operator.shape == shape:
         return operator
     raise TypeError(
-        f"the optimizer's response to {name!r} {tuple(p.shape)} is a {type(operator).__name__} of shape {operator.shape}; "
-        f"that of a parameter with more than two axes must be a Scale or a Diagonal"
+        f"the optimizer's response to {name!r} {tuple(p.shape)} is a {type(operator).__name__} of shape "
+        f"{operator.shape}; that of a parameter with more than two axes must be a Scale or a Diagonal"
     )
 
 

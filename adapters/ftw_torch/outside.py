@@ -62,17 +62,18 @@ def _schedule_free_adamw(optimizer: Any) -> Reader:
 
 
 def _adam8bit(optimizer: Any) -> Reader:
-    """Adam and AdamW of ``bitsandbytes``: moments in 8 bits a block of 256, small parameters in 32; decay is decoupled."""
+    """Adam and AdamW of ``bitsandbytes``: moments in 8 bits by blocks of 256, or in 32; decoupled decay."""
 
     def read(p: Tensor, state: Any, group: Any, *, lr: Any, anticipate: Tensor | None, damping: float) -> LinearUpdate:
         import bitsandbytes.functional as functional
 
         def moment(i: int) -> Tensor:
-            x = state.get(f"state{i}", zeros(p))
+            x: Tensor = state.get(f"state{i}", zeros(p))
             if x.dtype != torch.uint8:
                 return x
             code, scale = state[f"qmap{i}"], state[f"absmax{i}"]
-            return functional.dequantize_blockwise(x, absmax=scale, code=code, blocksize=256).reshape(p.shape)
+            wide: Tensor = functional.dequantize_blockwise(x, absmax=scale, code=code, blocksize=256)
+            return wide.reshape(p.shape)
 
         return updates.adamw(
             moment(1),
@@ -96,8 +97,8 @@ def _soap(optimizer: Any) -> Reader:
     def read(p: Tensor, state: Any, group: Any, *, lr: Any, anticipate: Tensor | None, damping: float) -> LinearUpdate:
         if p.ndim > 2 or group["merge_dims"] or group["precondition_1d"] or group["normalize_gradient"]:
             raise TypeError(
-                f"SOAP with a parameter {tuple(p.shape)}, merge_dims, precondition_1d or normalize_gradient has no rule; known "
-                "is the rotation of matrices, with vectors as in Adam"
+                f"SOAP with a parameter {tuple(p.shape)}, merge_dims, precondition_1d or normalize_gradient has no "
+                "rule; known is the rotation of matrices, with vectors as in Adam"
             )
         b1, b2 = group["betas"]
         t = max(1, group.get("step", 0))  # the first call of step() is not one

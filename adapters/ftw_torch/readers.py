@@ -1,7 +1,7 @@
 """What each optimizer of ``torch.optim`` keeps where, handed to the rule of its update in `ftw.optimizers`.
 
-A reader has the form ``reader(parameter, state, group, *, lr, anticipate, damping) -> LinearUpdate``. State that is not there
-yet (before the first step, or a parameter that had no gradient so far) stands for zeros.
+A reader has the form ``reader(parameter, state, group, *, lr, anticipate, damping) -> LinearUpdate``. State that is
+not there yet (before the first step, or a parameter that had no gradient so far) stands for zeros.
 """
 
 from __future__ import annotations
@@ -84,9 +84,7 @@ def _nadam(p: Tensor, state: Any, group: Any, *, lr: Any, anticipate: Tensor | N
 def _radam(p: Tensor, state: Any, group: Any, *, lr: Any, anticipate: Tensor | None, damping: float) -> LinearUpdate:
     decoupled = group["decoupled_weight_decay"]
     given = _given(p, group, anticipate, coupled=not decoupled)
-    return updates.radam(
-        **_moments(p, state, group), lr=lr, decoupled_weight_decay=decoupled, damping=damping, **given
-    )
+    return updates.radam(**_moments(p, state, group), lr=lr, decoupled_weight_decay=decoupled, damping=damping, **given)
 
 
 def _adamax(p: Tensor, state: Any, group: Any, *, lr: Any, anticipate: Tensor | None, damping: float) -> LinearUpdate:
@@ -131,8 +129,8 @@ def _adadelta(p: Tensor, state: Any, group: Any, *, lr: Any, anticipate: Tensor 
     if given["anticipate"] is not None:
         v = rho * v + (1 - rho) * given["anticipate"] ** 2
     root = (v + eps).sqrt()
-    operator = Diagonal(lr * (u + eps).sqrt() / (root + damping * v.mean().sqrt()))  # type: ignore[arg-type]
-    offset = operator.apply(given["weight_decay"] * p.detach()) if given["weight_decay"] else 0.0  # type: ignore[arg-type]
+    operator = Diagonal(lr * (u + eps).sqrt() / (root + damping * v.mean().sqrt()))
+    offset = operator.apply(given["weight_decay"] * p.detach()) if given["weight_decay"] else 0.0
     return LinearUpdate(offset, operator)
 
 
@@ -193,7 +191,7 @@ if hasattr(torch.optim, "Muon"):
     READERS[torch.optim.Muon] = _muon
 
 REFUSED: dict[type, str] = {
-    torch.optim.LBFGS: "it evaluates the loss several times a step, and its direction comes from all parameters at once",
+    torch.optim.LBFGS: "it evaluates the loss several times a step, and its direction comes from all parameters",
     torch.optim.Rprop: "it takes only the gradient's sign, and no derivative says how samples compare",
     torch.optim.SparseAdam: "it takes sparse gradients, and the composed one is dense; use Adam",
 }

@@ -28,8 +28,10 @@ from ftw.gram import squared_norms
 
 from . import batches
 from .audit import audit
-from .capture import Capture, refuse_coupled_layers, trainable
+from .backprop import gradients, has_reentrant
+from .capture import Capture, Sink, refuse_coupled_layers, trainable
 from .optimizers import geometry
+from .precision import Ambient
 from .records import is_empty, join, seen
 
 __all__ = ["FilterThenWeight"]
@@ -59,6 +61,10 @@ class FilterThenWeight:
         Damping of the geometry, see `ftw.optimizers.adam`.
     shortlist : int, float or None
         How many go on to the Gram matrix, see `ftw.filter_then_weight`; half of the pool by default.
+    scaler : torch.amp.GradScaler, optional
+        The one whose ``step`` follows: losses are scaled by it, and so is what is added to ``.grad``. A gradient that
+        overflows (without ``on_nonfinite="drop"``) is passed on as an infinity, for the scaler to skip the step; the
+        selection's status is then NOT_FINITE and its weights are NaN.
     **options
         ``filter``, ``weight``, ``constraint``, ``ridge``, ``guard`` and ``solver`` of `ftw.filter_then_weight`.
 
@@ -86,6 +92,7 @@ class FilterThenWeight:
         on_nonfinite: str = "raise",
         damping: float = 0.1,
         shortlist: int | float | None = 0.5,
+        scaler: torch.amp.GradScaler | None = None,
         **options: Any,
     ) -> None:
         if not isinstance(keep, int) or isinstance(keep, bool) or keep < 1:
@@ -105,8 +112,10 @@ class FilterThenWeight:
         self.on_nonfinite = on_nonfinite
         self.damping = damping
         self.shortlist = shortlist
+        self.scaler = scaler
         self.options = options
         self._slow: dict[str, str] = {}  # parameters left to per-sample autograd, and why
+        self._ambient = Ambient()
         self._audited = False
         self._warned = False
 
@@ -140,6 +149,15 @@ class FilterThenWeight:
         -----
         After an error ``.grad`` is as it was.
         """
+        try:
+            with self._plain():
+                return self._backward(pool, target)
+        except _Overflow as overflow:
+            first = next(iter(trainable(self.model).values()))
+            first.grad = torch.full_like(first, math.inf)
+            return overflow.selection
+
+    def _backward(self, pool: Any, target: Any) -> Selection:
         selection, candidates, parameters = self._choose(pool, target)
         chosen = ftw.take(candidates, selection.indices)
         update = ftw.combine(chosen, selection.weights)
@@ -152,7 +170,15 @@ class FilterThenWeight:
 
     def select(self, pool: Any, target: Any) -> Selection:
         """Return the choice and its weights; ``.grad`` stays untouched. Otherwise like `backward`."""
-        return self._choose(pool, target)[0]
+        with self._plain():
+            return self._choose(pool, target)[0]
+
+    @contextmanager
+    def _plain(self) -> Iterator[None]:
+        """Keep the caller's autocast for the caller's losses."""
+        self._ambient = Ambient()
+        with self._ambient.off():
+            yield
 
     # ------------------------------------------------------------------------------------------------------------------
     # The stages
@@ -209,7 +235,7 @@ class FilterThenWeight:
                 with torch.enable_grad():
                     found = self._losses(piece, size, "target")
                     share = found.sum() / m
-                grads = torch.autograd.grad(share, list(parameters.values()), allow_unused=True)
+                grads = gradients(share, list(parameters.values()), reentrant=has_reentrant([share]))
                 for (name, p), g in zip(parameters.items(), grads, strict=True):
                     g = torch.zeros_like(p) if g is None else g
                     total[name] = total[name].add_(g) if name in total else g
@@ -228,7 +254,13 @@ class FilterThenWeight:
         return Target(ftw.combine(samples, weights), samples, torch.cat(losses).mean())
 
     def _geometry(self, parameters: dict[str, nn.Parameter], anticipate: dict[str, Tensor]) -> dict[str, Operator]:
+        scale = self._scale()
+        if scale != 1.0:
+            anticipate = {name: a / scale for name, a in anticipate.items()}
         return geometry(self.optimizer, parameters, anticipate, damping=self.damping)
+
+    def _scale(self) -> float:
+        return 1.0 if self.scaler is None or not self.scaler.is_enabled() else float(self.scaler.get_scale())
 
     def _decide(
         self,
@@ -249,6 +281,9 @@ class FilterThenWeight:
             )
         good = None
         if some_bad:
+            finite = bool(torch.isfinite(losses).all())
+            if self._scale() != 1.0 and finite and (self.on_nonfinite == "raise" or bool(bad.all())):
+                raise _Overflow(self._skipped(losses, scores, goal))
             if bool(bad.all()):
                 _refuse_target(goal)
             if self.on_nonfinite == "raise" or bool(bad.all()):
@@ -263,14 +298,34 @@ class FilterThenWeight:
         if good is not None:
             full = torch.full((n,), math.nan, dtype=scores.dtype, device=scores.device).index_copy(0, good, scores)
             chosen = chosen._replace(indices=good[chosen.indices], scores=full)
-        return chosen._replace(losses=losses, target_loss=goal.loss)
+        scale = self._scale()
+        return chosen._replace(losses=losses / scale, target_loss=goal.loss / scale)
+
+    def _skipped(self, losses: Tensor, scores: Tensor, goal: Target) -> Selection:
+        """Return the selection of a step that the gradient scaler is to skip."""
+        nan, scale = scores.new_full((), math.nan), self._scale()
+        return Selection(
+            indices=torch.arange(self.keep, device=losses.device),
+            weights=nan.expand(self.keep),
+            scores=scores,
+            match=nan,
+            predicted_decrease=nan,
+            effective_size=nan,
+            shrinkage=nan,
+            count=torch.zeros((), dtype=torch.int64, device=losses.device),
+            status=torch.tensor(int(Status.NOT_FINITE), dtype=torch.int32, device=losses.device),
+            losses=losses / scale,
+            target_loss=goal.loss / scale,
+            signal=nan,
+        )
 
     # ------------------------------------------------------------------------------------------------------------------
     # Passes
 
     def _losses(self, batch: Any, n: int, what: str) -> Tensor:
         """Return the per-sample losses (n,) of a batch, or raise what is wrong with them."""
-        losses = self.per_sample_loss(self.model, batch)
+        with self._ambient.on():
+            losses = self.per_sample_loss(self.model, batch)
         if not isinstance(losses, Tensor) or tuple(losses.shape) != (n,):
             got = f"a tensor {tuple(losses.shape)}" if isinstance(losses, Tensor) else f"a {type(losses).__name__}"
             raise ValueError(
@@ -282,14 +337,14 @@ class FilterThenWeight:
                 f"the losses of the {what} do not depend on any parameter that requires a gradient; is something detached, "
                 "or computed under torch.no_grad()?"
             )
-        return losses
+        return losses if self.scaler is None else self.scaler.scale(losses)
 
     def _capture(
         self,
         parameters: Mapping[str, nn.Parameter],
         batch: Any,
         what: str,
-        sink: Callable[[str, Record], None] | None = None,
+        sink: Sink | None = None,
     ) -> tuple[Tensor, dict[str, Record]]:
         """Return the losses (n,) of a batch, detached, and its records."""
         n = batches.size(batch, what)
@@ -298,6 +353,14 @@ class FilterThenWeight:
             losses = self._losses(batch, n, what)
             records = capture.backward(losses)
         return losses.detach(), records
+
+
+class _Overflow(FloatingPointError):
+    """A gradient overflowed in 16 bits under a gradient scaler."""
+
+    def __init__(self, selection: Selection) -> None:
+        super().__init__("a gradient is not finite at this scale of the gradient scaler; update it and go on")
+        self.selection = selection
 
 
 class Target(NamedTuple):
@@ -315,10 +378,11 @@ class Scores:
         self.target, self.operators = target, operators
         self.total: Tensor | None = None
 
-    def __call__(self, name: str, record: Record) -> None:
-        """Add one record's share."""
+    def __call__(self, name: str, record: Record) -> Record:
+        """Add one record's share; keep the record."""
         part = ftw.scores({name: record}, {name: self.target[name]}, {name: self.operators[name]})  # (n,)
         self.total = part if self.total is None else self.total + part
+        return record
 
 
 def _refuse_target(goal: Target) -> None:

@@ -1,0 +1,43 @@
+"""Kinds of PyTorch functions that capture tells apart, and the tensors among their arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor
+
+from .layout import forms, getters
+
+__all__ = ["INPLACE", "PLAIN", "first", "tensors"]
+
+
+def tensors(tree: Any) -> Iterator[Tensor]:
+    """Yield the tensors among the arguments or results of a function."""
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, (tuple, list, type({}.values()))):
+        for x in tree:
+            if x is not None:
+                yield from tensors(x)
+
+
+def first(args: Any) -> Any:
+    """Return the first positional argument, None if there is none."""
+    return args[0] if args else None
+
+
+_PROPERTIES = (
+    "shape dtype device ndim is_cuda is_cpu is_meta is_sparse is_quantized is_nested layout requires_grad "
+    "is_leaf grad grad_fn names itemsize nbytes is_xla is_mps is_xpu is_mkldnn is_complex"
+)
+_QUESTIONS = (
+    "size dim numel stride is_floating_point is_complex is_contiguous storage_offset nelement element_size "
+    "data_ptr get_device is_pinned is_set_to __len__ __hash__ register_hook retain_grad untyped_storage "
+    "_is_view is_inference __repr__ __format__"
+)
+
+PLAIN = frozenset([*getters(_PROPERTIES), *forms(_QUESTIONS)])
+"""Functions that only ask a tensor about itself."""
+
+INPLACE = frozenset(forms("index_add_", "index_copy_", "index_put_", "scatter_", "scatter_add_", "copy_", "add_"))
