@@ -37,7 +37,11 @@ __all__ = ["FilterThenWeightMixin", "FilterThenWeightTrainer"]
 
 logger = logging.getLogger(__name__)
 
-_Base = Trainer if TYPE_CHECKING else object
+if TYPE_CHECKING:
+    _Base = Trainer
+else:
+    _Base = object
+
 _SCALE = "_ftw_scale"  # (n,), travels with a batch whose losses are sums over tokens
 
 
