@@ -146,7 +146,8 @@ def weighted_loss(selection: Selection) -> Tensor:
     """Return the weighted mean loss () of those chosen; 0 if nobody counts."""
     weights = selection.weights
     losses = torch.where(weights > 0, selection.losses[selection.indices].to(weights.dtype), 0.0)
-    return (losses * weights).sum() / weights.sum().clamp(min=torch.finfo(weights.dtype).tiny)
+    mean: Tensor = (losses * weights).sum() / weights.sum().clamp(min=torch.finfo(weights.dtype).tiny)
+    return mean
 
 
 def packages() -> dict[str, str]:

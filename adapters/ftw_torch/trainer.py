@@ -143,7 +143,8 @@ class FilterThenWeightMixin(_Base):
         """Fill ``.grad`` from the chosen samples of the batch; return their weighted loss."""
         step = self.state.global_step
         if step < self._ftw_after or (step - self._ftw_after) % self._ftw_every:
-            return super().training_step(model, inputs, num_items_in_batch)
+            plain: Tensor = super().training_step(model, inputs, num_items_in_batch)
+            return plain
         start = time.perf_counter()
         model.train()
         switch = getattr(self.optimizer, "train", None)
@@ -178,7 +179,8 @@ class FilterThenWeightMixin(_Base):
         scale = inputs.pop(_SCALE, None)
         with self.compute_loss_context_manager():
             if self._ftw_loss is not None:
-                return self._ftw_loss(model, inputs)
+                own: Tensor = self._ftw_loss(model, inputs)
+                return own
             shifted = inputs.pop("shift_labels", None)
             labels = inputs.get("labels") if shifted is None else shifted
             if labels is None:
@@ -252,7 +254,7 @@ class FilterThenWeightMixin(_Base):
         total = float(selection.weights.sum())
         pool = batches.take(pool, good)
         for piece in batches.split(pool, len(good), selector.micro_batch):
-            (self.per_sample_loss(selector.model, piece).sum() * (total / len(good))).backward()
+            torch.autograd.backward(self.per_sample_loss(selector.model, piece).sum() * (total / len(good)))
         weights = torch.full_like(selection.scores[good], total / len(good))
         return selection._replace(indices=good, weights=weights)
 
@@ -318,7 +320,7 @@ def _base(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-class _Write(TrainerCallback):  # type: ignore[misc]
+class _Write(TrainerCallback):
     """Writes the record's line of a step that the trainer does not log, and closes the record."""
 
     def __init__(self, log: RunLog) -> None:

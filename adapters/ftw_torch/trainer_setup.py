@@ -17,8 +17,8 @@ def refuse(trainer: Any, *, own_loss: bool) -> None:
         raise ValueError(f"{trainer.args.n_gpu} GPUs in one process: start one process a GPU, with torchrun")
     if trainer.accelerator.num_processes > 1:
         raise ValueError(
-            f"{trainer.accelerator.num_processes} processes: the trainer's mixin selects in one; in a loop of your own, "
-            "ftw_torch.distributed.DistributedFilterThenWeight selects over all"
+            f"{trainer.accelerator.num_processes} processes: the trainer's mixin selects in one; in a loop of "
+            "your own, ftw_torch.distributed.DistributedFilterThenWeight selects over all"
         )
     if trainer.args.fp16:
         raise ValueError("fp16 scales the gradients that the selection measures; train in bf16 instead")
