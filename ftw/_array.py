@@ -29,8 +29,8 @@ __all__ = [
     "leaves",
     "namespace",
     "put",
-    "quiet",
     "pytree",
+    "quiet",
     "read",
     "scatter",
     "segment_sum",
@@ -68,7 +68,7 @@ class Array(Protocol):
 
 
 def quiet(function: Callable[_P, _T]) -> Callable[_P, _T]:
-    """Decorator: NumPy's warnings about NaN and infinity are off inside; they are reported by a status, or show."""
+    """Decorate: NumPy's warnings about NaN and infinity are off inside; a status reports them, or they show."""
 
     @functools.wraps(function)
     def inner(*args: _P.args, **kwargs: _P.kwargs) -> _T:
@@ -113,12 +113,12 @@ def device(x: Any) -> Any:
 
 def is_jax(x: Any) -> bool:
     """Tell whether ``x`` is a JAX array or tracer, without importing JAX."""
-    return _is_jax_type(type(x))
+    return _is_of_jax(type(x).__module__)
 
 
 @functools.cache
-def _is_jax_type(kind: type) -> bool:
-    return kind.__module__.partition(".")[0] in ("jax", "jaxlib")
+def _is_of_jax(module: str) -> bool:
+    return module.partition(".")[0] in ("jax", "jaxlib")
 
 
 def is_traced(x: Any) -> bool:

@@ -1,8 +1,8 @@
 """The guard: how far to trust a small target.
 
 The same few target samples are matched at every step, and a sharp match memorises them: their own gradients shrink and
-stop agreeing with each other. The guard watches for that and then moves g_T toward the mean gradient of the pool. In the
-P metric, with m target samples g_Tj, their mean g_T, and the pool's mean g_P:
+stop agreeing with each other. The guard watches for that and then moves g_T toward the mean gradient of the pool. In
+the P metric, with m target samples g_Tj, their mean g_T, and the pool's mean g_P:
 
     v = (mean_j |g_Tj|^2 - |g_T|^2) / (m - 1)       variance of the target mean
     F = |g_T|^2 / v                                 at least 1 in expectation while the targets are fresh

@@ -170,7 +170,7 @@ def test_namespaces_and_devices_are_not_mixed():
         ({"target_samples": {}}, "non-empty mapping"),
         ({"target_samples": {"bias": ftw.Dense(np.ones((2, 4)))}}, "target_samples: geometry and gradients differ"),
     ],
-    ids=str,
+    ids=lambda x: next(iter(x)) if isinstance(x, dict) else x,
 )
 def test_options_of_filter_then_weight(options, match):
     x, g, p = model()
