@@ -74,7 +74,7 @@ class Exchange:
         flat = flat.to(self.device)
         dist.all_reduce(flat, group=self.group)
         self._count(flat, what)
-        pieces = flat.to(home).split([x.numel() for x in tensors])
+        pieces = torch.split(flat.to(home), [x.numel() for x in tensors])
         return [piece.reshape(x.shape) for piece, x in zip(pieces, tensors, strict=True)]
 
     def rows(self, own: Tensor, sizes: Sequence[int], what: str) -> Tensor:
@@ -226,11 +226,11 @@ def _concatenate(records: Sequence[Any]) -> Record:
     if isinstance(first, Sum):
         return Sum(tuple(_concatenate(parts) for parts in zip(*(r.parts for r in records), strict=True)))
     if isinstance(first, Dense):
-        return Dense(torch.cat([r.grads for r in records]))  # type: ignore[arg-type]
+        return Dense(torch.cat([r.grads for r in records]))
     grads: Any = torch.cat([r.output_grads for r in records])
     if isinstance(first, Rows):
-        return Rows(torch.cat([r.indices for r in records]), grads, first.size)  # type: ignore[arg-type]
-    return OuterProduct(torch.cat([r.inputs for r in records]), grads)  # type: ignore[arg-type]
+        return Rows(torch.cat([r.indices for r in records]), grads, first.size)
+    return OuterProduct(torch.cat([r.inputs for r in records]), grads)
 
 
 def _written_out(record: Any, n: int) -> Record:
@@ -240,4 +240,4 @@ def _written_out(record: Any, n: int) -> Record:
         one = ftw.take({"": record}, torch.tensor([i]))
         x: Any = ftw.combine(one, torch.ones(1))[""]
         out.append(x)
-    return Dense(torch.stack(out))  # type: ignore[arg-type]
+    return Dense(torch.stack(out))
