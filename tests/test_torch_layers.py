@@ -144,6 +144,15 @@ def time_major(self, x):
     return self.second(h.reshape(-1, 6)).view(*h.shape).transpose(0, 1)
 
 
+def rounds(self, x):
+    n = x.shape[0]
+    h = self.a(x.repeat(3, 1, 1)).view(3, n, *x.shape[1:])
+    h = h * torch.arange(1.0, 4.0, dtype=x.dtype)[:, None, None, None]
+    g = self.b(x.repeat_interleave(2, 0).sin()).view(n, 2, *x.shape[1:])
+    both = torch.stack([h.sum(0), g[:, 0] - 2 * g[:, 1]])
+    return self.c(torch.cat([x, x.cos()], 0)[n:]) + both[0] * both[1]
+
+
 def twins(self, x):
     a, b = self.tower(torch.cat([x, x.flip(1)], 0)).chunk(2, 0)
     return a * torch.sigmoid(b)
@@ -238,6 +247,7 @@ FLOATS = {
         norm=nn.LayerNorm(6),
     ),
     "two towers in one batch": lambda: Model(twins, tower=nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6))),
+    "several rounds through the batch": lambda: Model(rounds, a=nn.Linear(6, 6), b=nn.Linear(6, 6), c=nn.Linear(6, 6)),
     "attention, batch first": lambda: Model(
         lambda m, x: m.a(x, x, x)[0], a=nn.MultiheadAttention(6, 2, batch_first=True)
     ),
@@ -343,6 +353,7 @@ IMAGES = {
     "conv2d, same": lambda: nn.Conv2d(3, 4, (1, 3), padding="same", dilation=(1, 2)),
     "conv2d, circular": lambda: nn.Conv2d(3, 4, 3, padding=1, padding_mode="circular"),
     "conv2d, wide": lambda: nn.Sequential(nn.Conv2d(3, 16, 3, stride=2), nn.Tanh(), nn.Conv2d(16, 16, 2, stride=2)),
+    "conv2d, wide and dilated": lambda: nn.Conv2d(3, 64, 3, stride=2, padding=1, dilation=3),
     "conv2d, frozen weight": lambda: _frozen(nn.Conv2d(3, 4, 3), "weight"),
     "transposed": lambda: nn.ConvTranspose2d(3, 2, 3, stride=2, padding=1, output_padding=1),
     "group norm": lambda: nn.Sequential(nn.Conv2d(3, 6, 3), nn.GroupNorm(2, 6), nn.PReLU(6)),

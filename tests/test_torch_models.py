@@ -99,7 +99,7 @@ def test_language_models(name, attention, dtype, t):
 
 
 def _doubled(model):
-    """Return the model with ``.float()`` inside it taken for ``.double()``, so that rounding is not what is compared."""
+    """Return the model with ``.float()`` inside it taken for ``.double()``, lest rounding is what is compared."""
     forward = model.forward
 
     def wide(*args, **kwargs):

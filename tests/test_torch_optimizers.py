@@ -218,7 +218,7 @@ def test_eight_bits(kind):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"weight_decay": 0.0, "precondition_frequency": 2}, {"max_precondition_dim": 8}]
+    "options", [{}, {"weight_decay": 3.0, "precondition_frequency": 2}, {"max_precondition_dim": 8}]
 )
 @pytest.mark.parametrize("correct", [True, False])
 def test_soap(options, correct):
