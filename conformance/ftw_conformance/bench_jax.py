@@ -98,7 +98,7 @@ def arms(loss: Any, tx: Any, n: int) -> dict[str, tuple[Any, float]]:
             ("filter-then-weight", once + update + form * gram, {"guard": 0.0}),
             ("the same, guarded", once + update + form * (gram + guard), {}),
         ):
-            select = ftw_jax.filter_then_weight(loss, tx, keep=keep, capture=capture, **options)  # type: ignore[arg-type]
+            select = ftw_jax.filter_then_weight(loss, tx, keep=keep, capture=capture, **options)
             found[f"{name}, {capture}"] = (select, floor)
     return found
 
@@ -117,6 +117,7 @@ def measure(length: int, n: int, rounds: int, quick: bool) -> list[list[str]]:
     state = tx.update(jax.tree.map(lambda p: 0.01 * p, params), tx.init(params), params)[1]
     arguments = (params, state, batch[:n], batch[n:])
     compiled, facts = {}, {}
+    wait: Any = jax.block_until_ready
     for name, (function, floor) in arms(loss, tx, n).items():
         lowered = jax.jit(function).lower(*arguments)
         began = time.process_time()
@@ -125,13 +126,13 @@ def measure(length: int, n: int, rounds: int, quick: bool) -> list[list[str]]:
         cost: Any = program.cost_analysis()
         memory: Any = program.memory_analysis()
         total = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
-        jax.block_until_ready(program(*arguments))
+        wait(program(*arguments))
         compiled[name], facts[name] = program, (floor, cost["flops"], total, seconds)
     spent: dict[str, list[float]] = {name: [] for name in compiled}
     for _ in range(rounds):
         for name, program in compiled.items():
             began = time.process_time()
-            jax.block_until_ready(program(*arguments))
+            wait(program(*arguments))
             spent[name].append(time.process_time() - began)
     times = {name: statistics.median(values) for name, values in spent.items()}
     _, unit_flops, unit_bytes, _ = facts["plain pool step"]
