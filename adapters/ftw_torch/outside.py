@@ -105,7 +105,8 @@ def _soap(optimizer: Any) -> Reader:
         root = math.sqrt(1 - b2**t)
         shrink = 1 - lr * group["weight_decay"]  # decay comes after the update, and applies to it
         rate = lr * shrink * (1.0 if group["correct_bias"] else (1 - b1**t) / root)
-        left, right = (q if len(q) else None for q in (state.get("Q") or [[], []])[:2]) if p.ndim == 2 else (None, None)
+        bases: Any = (state.get("Q") or [[], []])[:2] if p.ndim == 2 else [[], []]
+        left, right = (q if len(q) else None for q in bases)
         sign = -1.0 if optimizer.maximize else 1.0
         a = None if anticipate is None else sign * anticipate
         m, v = (state.get(name, zeros(p)) for name in ("exp_avg", "exp_avg_sq"))
