@@ -53,6 +53,10 @@ class Framework(Protocol):
 
     versions: str
 
+    def progress(self, **options: Any) -> Any:
+        """Return a progress bar, as a context (tqdm's)."""
+        ...
+
     def pretrain(self, corpus: corpora.Corpus, steps: int) -> int:
         """Train the model that all runs start from; returns its number of parameters."""
         ...
@@ -174,8 +178,6 @@ def setup(options: argparse.Namespace, corpus: corpora.Corpus, count: int, versi
 
 def run(framework: Framework, options: argparse.Namespace, corpus: corpora.Corpus, path: Path) -> report.Record:
     """Pretrain once, adapt with each method and seed, and return the record."""
-    from tqdm import tqdm
-
     test = random.Random(0).sample(corpus.test, min(TESTS, len(corpus.test)))
     count = framework.pretrain(corpus, 120 if options.quick else 400)
     domain, shuffled, copied = (0.0, 0.0, 0.0) if options.as_is else SHARES.values()
@@ -184,7 +186,7 @@ def run(framework: Framework, options: argparse.Namespace, corpus: corpora.Corpu
     header = setup(options, corpus, count, framework.versions)
     with (
         report.Recorder(path, text=True, fresh=True, **header) as recorder,
-        tqdm(total=total, unit="step", dynamic_ncols=True) as bar,
+        framework.progress(total=total, unit="step", dynamic_ncols=True) as bar,
     ):
         for seed in range(options.seeds):
             stream = corpora.Stream(

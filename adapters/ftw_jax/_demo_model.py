@@ -30,7 +30,7 @@ def initial(length: int, width: int = 48, layers: int = 2) -> dict[str, Any]:
         return {"kernel": normal(layers, fan_in, fan_out), "bias": jnp.asarray(bias, jnp.float32)}
 
     def norm(*shape: int) -> dict[str, Any]:
-        return {"scale": jnp.ones(shape), "bias": jnp.zeros(shape)}
+        return {"scale": jnp.ones(shape, jnp.float32), "bias": jnp.zeros(shape, jnp.float32)}
 
     return {
         "tokens": normal(256, width),

@@ -101,6 +101,10 @@ class Framework:
     def __init__(self) -> None:
         self.params: Any = initial(_demo.LENGTH - 1)
 
+    def progress(self, **options: Any) -> Any:
+        """Return a progress bar."""
+        return tqdm(**options)
+
     def pretrain(self, corpus: Corpus, steps: int) -> int:
         """Train the model that all runs start from; returns its number of parameters."""
         schedule = optax.cosine_onecycle_schedule(steps, 3e-3, pct_start=0.3, div_factor=25, final_div_factor=1e4)
