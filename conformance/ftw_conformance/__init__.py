@@ -4,7 +4,8 @@
     python -m ftw_conformance golden check               # the vectors for ports in other languages
     python -m ftw_conformance mutate                     # does the table notice errors planted in the core?
 
-A backend or an adapter of one's own joins the table with `register_backend` or `register_adapter` (docs/conformance.md).
+A backend or an adapter of one's own joins the table with `register_backend` or `register_adapter`
+(docs/conformance.md).
 """
 
 from .adapters import Adapter, TrainingStep, register_adapter

@@ -10,6 +10,7 @@ Its optimizer is Adam, with the state given; the geometry folds in the target's 
 
 from __future__ import annotations
 
+import importlib
 import time
 from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
@@ -18,7 +19,7 @@ from typing import Any, NamedTuple
 import ftw_reference as ref
 import numpy as np
 
-from .backends import Unavailable
+from .backends import UnavailableError
 from .runner import FAIL, PASS, SKIP, Result, measure, with_gap
 from .table import Expect
 from .tolerances import tolerance
@@ -89,8 +90,8 @@ def verify(
         try:
             got = _adapters[name](problem, device)
         except ImportError as error:
-            raise Unavailable(f"not installed ({error.name or error})") from error
-        except Unavailable:
+            raise UnavailableError(f"not installed ({error.name or error})") from error
+        except UnavailableError:
             raise
         except Exception as error:
             text = " ".join(str(error).split())[:200]
@@ -173,7 +174,7 @@ def per_sample(p: Mapping[str, Array], x: Array, y: Array) -> dict[str, Array]:
 
 def steps() -> dict[str, TrainingStep]:
     """Return the situations."""
-    every = {
+    return {
         "default": make(0),
         "before the first step": make(1, step=0),
         "one token": make(2, t=1),
@@ -185,7 +186,6 @@ def steps() -> dict[str, TrainingStep]:
         "without the guard": make(8, guard=0.0),
         "float32": make(9, dtype="float32"),
     }
-    return every
 
 
 def make(
@@ -215,7 +215,7 @@ def _torch(problem: TrainingStep, device: str) -> Mapping[str, Any]:
     from ftw_torch import FilterThenWeight
 
     if device != "cpu" and not torch.cuda.is_available():
-        raise Unavailable(f"torch finds no device {device!r}")
+        raise UnavailableError(f"torch finds no device {device!r}")
     p = problem.parameters
     dtype = getattr(torch, str(p["head"].dtype))
 
@@ -223,8 +223,8 @@ def _torch(problem: TrainingStep, device: str) -> Mapping[str, Any]:
         def __init__(self) -> None:
             super().__init__()
             self.embedding = torch.nn.Embedding(*p["embedding"].shape)
-            self.inner = torch.nn.Linear(*reversed(p["weight"].shape))
-            self.head = torch.nn.Linear(*reversed(p["head"].shape), bias=False)
+            self.inner = torch.nn.Linear(p["weight"].shape[1], p["weight"].shape[0])
+            self.head = torch.nn.Linear(p["head"].shape[1], p["head"].shape[0], bias=False)
 
         def forward(self, x: Any) -> Any:
             return self.head(torch.tanh(self.inner(self.embedding(x))))
@@ -262,22 +262,25 @@ _programs: dict[str, Any] = {}  # one compilation for situations of the same opt
 
 def _jax(problem: TrainingStep, device: str) -> Mapping[str, Any]:
     import ftw_jax
-    import jax
-    import optax
+
+    jax: Any = importlib.import_module("jax")
+    optax: Any = importlib.import_module("optax")
 
     jax.config.update("jax_enable_x64", True)
     jax.config.update("jax_default_matmul_precision", "highest")
     try:
         place = jax.devices(device)[0]
     except RuntimeError as error:
-        raise Unavailable(f"jax finds no device {device!r}") from error
+        raise UnavailableError(f"jax finds no device {device!r}") from error
 
     def loss(p: Any, example: Any) -> Any:
         x, y = example
         logits = jax.numpy.tanh(p["embedding"][x] @ p["weight"].T + p["bias"]) @ p["head"].T
         return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
 
-    put = lambda tree: jax.tree.map(lambda x: jax.device_put(x, place), tree)  # noqa: E731
+    def put(tree: Any) -> Any:
+        return jax.tree.map(lambda x: jax.device_put(x, place), tree)
+
     p = put(problem.parameters)
     tx = optax.adam(problem.lr)
     state = tx.init(p)

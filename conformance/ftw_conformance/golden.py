@@ -10,9 +10,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import ftw
 import ftw_reference as ref
 import numpy as np
+
+import ftw
 
 from . import problems
 from .cases import explicit, models, sketches
@@ -112,7 +113,10 @@ def reference() -> Arrays:
         out |= {f"qp/{kind}/gram": A, f"qp/{kind}/linear": c}
         for name, constraint in sets().items():
             solution = ref.solve_qp(A, c, constraint)
-            out |= {f"qp/{kind}/{name}/weights": solution.weights, f"qp/{kind}/{name}/objective": np.asarray(solution.objective)}
+            out |= {
+                f"qp/{kind}/{name}/weights": solution.weights,
+                f"qp/{kind}/{name}/objective": np.asarray(solution.objective),
+            }
     v = rng.normal(size=9)
     out["project/point"] = v
     out |= {f"project/{name}": ref.project(v, constraint) for name, constraint in sets().items()}

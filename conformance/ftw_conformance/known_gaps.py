@@ -1,7 +1,7 @@
-"""What is known not to work, as data: each gap names a case, a backend, a reason, and the day on which it must be closed.
+"""What is known not to work, as data: a case, a backend, a reason, and the day on which it must be closed.
 
-A case that fails and is listed here is reported as a known gap and does not fail the run, until the day is past: then it does. A
-gap whose case passes is reported as closed, so that it can be taken off the list.
+A case that fails and is listed here is reported as a known gap and does not fail the run, until the day is past: then
+it does. A gap whose case passes is reported as closed, so that it can be taken off the list.
 """
 
 from __future__ import annotations

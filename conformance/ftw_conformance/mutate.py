@@ -1,4 +1,4 @@
-"""``python -m ftw_conformance mutate``: plant errors in a copy of the core, one at a time, and see whether verify notices."""
+"""``python -m ftw_conformance mutate``: plant errors in copies of the core, and see whether verify notices."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Deliberate errors, as data: where, what stands there, what is put in its place, and what that would mean.
 
-Each must be caught by ``verify`` on the NumPy backend. The text on the left must occur in the file, once or more; the first
-occurrence is replaced. An error whose text is gone is reported as stale, which is a failure too.
+Each must be caught by ``verify`` on the NumPy backend. The text on the left must occur in the file, once or more; the
+first occurrence is replaced. An error whose text is gone is reported as stale, which is a failure too.
 """
 
 from __future__ import annotations
@@ -28,99 +28,261 @@ MUTATIONS: list[Mutation] = [
     *_all(
         "gradients.py",
         ("(n * t, d_out)).T @ xp.reshape(a,", "(n * t, d_out)).T @ -xp.reshape(a,", "a sign in combine"),
-        ("return xp.matrix_transpose(b) @ a", "return xp.matrix_transpose(b) @ xp.flip(a, axis=1)", "tokens paired wrongly"),
-        ("product = a * (b @ m) if inward else b * (a @ m.T)", "product = a * (b @ m) if inward else b * (a @ m.T) ** 1 * 0.5", "half of the outward route"),  # fmt: skip  # noqa: E501
+        (
+            "return xp.matrix_transpose(b) @ a",
+            "return xp.matrix_transpose(b) @ xp.flip(a, axis=1)",
+            "tokens paired wrongly",
+        ),
+        (
+            "product = a * (b @ m) if inward else b * (a @ m.T)",
+            "product = a * (b @ m) if inward else b * (a @ m.T) ** 1 * 0.5",
+            "half of the outward route",
+        ),
         ("b = w * xp.where(w != 0, b, 0.0)", "b = w * b", "NaN of a zero-weight sample enters, in Rows"),
         ("a, b = xp.where(w != 0, a, 0.0), ", "a, b = a, ", "NaN of a zero-weight sample enters, in OuterProduct"),
-        ("total = term if total is None else total + term", "total = term", "Sum keeps its last part only: no cross terms"),
+        (
+            "total = term if total is None else total + term",
+            "total = term",
+            "Sum keeps its last part only: no cross terms",
+        ),
         ("local = self.indices - rows.start", "local = self.indices", "a block of rows starts at the wrong row"),
-        ("inside = (local >= 0) & (local < height)", "inside = (local >= 0) & (local <= height)", "a row too many in a block"),
-        ("OuterProduct(_times(xp, self.inputs, right), _times(xp, self.output_grads, left))", "OuterProduct(_times(xp, self.inputs, right), _times(xp, self.output_grads, left.T if getattr(left, 'ndim', 0) == 2 and left.shape[0] == left.shape[1] else left))", "a transposed factor"),  # fmt: skip  # noqa: E501
+        (
+            "inside = (local >= 0) & (local < height)",
+            "inside = (local >= 0) & (local <= height)",
+            "a row too many in a block",
+        ),
+        (
+            "OuterProduct(_times(xp, self.inputs, right), _times(xp, self.output_grads, left))",
+            "OuterProduct(_times(xp, self.inputs, right), _times(xp, self.output_grads, getattr(left, 'T', None)))",
+            "a dense side enters transposed",
+        ),
         ("return Dense(-self.grads)", "return Dense(self.grads)", "a part of Polar with the wrong sign"),
-        ("return Rows(xp.take(self.indices, indices, axis=0), xp.take(self.output_grads", "return Rows(self.indices[: indices.shape[0], :], xp.take(self.output_grads", "take leaves the row numbers where they are"),  # fmt: skip  # noqa: E501
-        ("xp.result_type(*(xp.float32 if xp.finfo(d).bits < 32 else d for d in floats))", "xp.float32", "float32 accumulation"),
+        (
+            "return Rows(xp.take(self.indices, indices, axis=0), xp.take(self.output_grads",
+            "return Rows(self.indices[: indices.shape[0], :], xp.take(self.output_grads",
+            "take leaves the row numbers where they are",
+        ),
+        (
+            "xp.result_type(*(xp.float32 if xp.finfo(d).bits < 32 else d for d in floats))",
+            "xp.float32",
+            "float32 accumulation",
+        ),
     ),
     *_all(
         "_array.py",
         ("return xp.astype(x, xp.float32) if xp.finfo(x.dtype).bits < 32 else x", "return x", "16-bit sums"),
-        ("out[ordered[first]] = xp.add.reduceat(values[order], first, axis=0)", "out[segments] = values", "repeated rows keep one"),
-        ("return xp.argsort(-x, stable=True)", "return xp.flip(xp.argsort(x, stable=True))", "ties broken the wrong way"),
+        (
+            "out[ordered[first]] = xp.add.reduceat(values[order], first, axis=0)",
+            "out[segments] = values",
+            "repeated rows keep one",
+        ),
+        (
+            "return xp.argsort(-x, stable=True)",
+            "return xp.flip(xp.argsort(x, stable=True))",
+            "ties broken the wrong way",
+        ),
     ),
     *_all(
         "geometry.py",
-        ("(skew * (2 / (s[:, None] + s[None, :])) ** power)", "(skew * (2 / (s[:, None] * s[None, :])) ** power)", "Polar divides by a product"),  # fmt: skip  # noqa: E501
-        ("Sum((k, k.transposed(xp).negated(xp)))", "Sum((k, k.transposed(xp)))", "Polar: symmetric in place of antisymmetric part"),
+        (
+            "(skew * (2 / (s[:, None] + s[None, :])) ** power)",
+            "(skew * (2 / (s[:, None] * s[None, :])) ** power)",
+            "Polar divides by a product",
+        ),
+        (
+            "Sum((k, k.transposed(xp).negated(xp)))",
+            "Sum((k, k.transposed(xp)))",
+            "Polar: symmetric in place of antisymmetric part",
+        ),
         ("0.5 / (s[:, None] + s[None, :])", "1.0 / (s[:, None] + s[None, :])", "Polar: a factor of two"),
         ("weights = 1 / s[:, None] if", "weights = 1 / s[:, None] ** 2 if", "Polar: what lies outside, squared"),
-        ("halves = self.left**0.5, self.right**0.5", "halves = self.left, self.right", "Kronecker diagonal applied twice"),
-        ("g = left[:, None] * g if left.ndim == 1 else left @ g", "g = left[:, None] * g if left.ndim == 1 else g", "a missing side"),  # fmt: skip  # noqa: E501
-        ("return g * _array.cast(self.values, g) ** 0.5", "return g * _array.cast(self.values, g)", "a root that is none"),
+        (
+            "halves = self.left**0.5, self.right**0.5",
+            "halves = self.left, self.right",
+            "Kronecker diagonal applied twice",
+        ),
+        (
+            "g = left[:, None] * g if left.ndim == 1 else left @ g",
+            "g = left[:, None] * g if left.ndim == 1 else g",
+            "a missing side",
+        ),
+        (
+            "return g * _array.cast(self.values, g) ** 0.5",
+            "return g * _array.cast(self.values, g)",
+            "a root that is none",
+        ),
     ),
     *_all(
         "gram.py",
-        ("for x, y in walk(xp, piece, plan):\n                total = total + _weighted(x @ y.T, piece)", "for x, y in list(walk(xp, piece, plan))[:1]:\n                total = total + _weighted(x @ y.T, piece)", "all blocks but the first are skipped"),  # fmt: skip  # noqa: E501
-        ("stop = min(n, i + plan.rows)", "stop = min(n, i + plan.rows) - (1 if i + plan.rows < n else 0)", "a sample is lost between chunks"),  # fmt: skip  # noqa: E501
-        ("left = left * _array.cast(weights[rows, columns], left) ** 0.5", "left = left * _array.cast(weights[rows, columns], left)", "the weights of a block enter twice"),  # fmt: skip  # noqa: E501
-        ("weights = xp.take(weights, distinct, axis=0)", "weights = weights[:size, :]", "rows renumbered, their weights not"),
-        ("product = (a @ flat_a.T) * (b @ flat_b.T)", "product = (a @ flat_a.T) + (b @ flat_b.T)", "pairs of tokens added, not multiplied"),  # fmt: skip  # noqa: E501
+        (
+            "for x, y in walk(xp, piece, plan):\n                total = total + _weighted(x @ y.T, piece)",
+            "for x, y in list(walk(xp, piece, plan))[:1]:\n                total = total + _weighted(x @ y.T, piece)",
+            "all blocks but the first are skipped",
+        ),
+        (
+            "stop = min(n, i + plan.rows)",
+            "stop = min(n, i + plan.rows) - (1 if i + plan.rows < n else 0)",
+            "a sample is lost between chunks",
+        ),
+        (
+            "left = left * _array.cast(weights[rows, columns], left) ** 0.5",
+            "left = left * _array.cast(weights[rows, columns], left)",
+            "the weights of a block enter twice",
+        ),
+        (
+            "weights = xp.take(weights, distinct, axis=0)",
+            "weights = weights[:size, :]",
+            "rows renumbered, their weights not",
+        ),
+        (
+            "product = (a @ flat_a.T) * (b @ flat_b.T)",
+            "product = (a @ flat_a.T) + (b @ flat_b.T)",
+            "pairs of tokens added, not multiplied",
+        ),
         ("return (total + total.T) / 2", "return total", "the Gram matrix is not symmetrised"),
     ),
     *_all(
         "_plan.py",
-        ("for r in range(0, height, plan.rows):", "for r in range(0, height - height % plan.rows or height, plan.rows):", "the last block of rows is skipped"),  # fmt: skip  # noqa: E501
+        (
+            "for r in range(0, height, plan.rows):",
+            "for r in range(0, height - height % plan.rows or height, plan.rows):",
+            "the last block of rows is skipped",
+        ),
         ("columns = max(1, min(width, max_bytes // per_element))", "columns = width", "max_bytes is ignored"),
         ("if by_tokens and in_tokens < in_blocks:", "if False:", "the route by tokens is never taken"),
     ),
     *_all(
         "optimizers/_update.py",
         ("(xp.sqrt(v + eps_root) if eps_root else xp.sqrt(v)) + eps", "xp.sqrt(v + eps)", "eps inside the root"),
-        ("denominator = denominator + damping *", "denominator = denominator + 0.0 * damping *", "the damping is missing"),
-        ("return offset + scalar_like(lr, param) * weight_decay * param", "return offset - scalar_like(lr, param) * weight_decay * param", "decay with the wrong sign"),  # fmt: skip  # noqa: E501
+        (
+            "denominator = denominator + damping *",
+            "denominator = denominator + 0.0 * damping *",
+            "the damping is missing",
+        ),
+        (
+            "return offset + scalar_like(lr, param) * weight_decay * param",
+            "return offset - scalar_like(lr, param) * weight_decay * param",
+            "decay with the wrong sign",
+        ),
         ("return Scale(0.0)", "return Scale(at_start)", "an untouched parameter moves"),
     ),
     *_all(
         "optimizers/_adam.py",
-        ("v, own = b2 * v + (1 - b2) * widen(xp, anticipate) ** 2, correction(b2, step + 1)", "v, own = b2 * v + (1 - b2) * widen(xp, anticipate) ** 2, correction(b2, step)", "step in place of step + 1"),  # fmt: skip  # noqa: E501
+        (
+            "v, own = b2 * v + (1 - b2) * widen(xp, anticipate) ** 2, correction(b2, step + 1)",
+            "v, own = b2 * v + (1 - b2) * widen(xp, anticipate) ** 2, correction(b2, step)",
+            "step in place of step + 1",
+        ),
         ("return v / own, start", "return v, start", "an undivided bias correction"),
-        ("now = 1 / correction(b1, step + 1)", "now = 1 / correction(b1, step + 2)", "the numerator's correction is a step late"),
+        (
+            "now = 1 / correction(b1, step + 1)",
+            "now = 1 / correction(b1, step + 2)",
+            "the numerator's correction is a step late",
+        ),
         ("v = xp.maximum(v, widen(xp, v_max))", "v = widen(xp, v_max)", "AMSGrad forgets to take the maximum"),
         ("rectified = ((safe - 4) * (safe - 2)", "rectified = ((safe - 2) * (safe - 2)", "RAdam's rectification"),
         ("mu_next / (1 - product * mu * mu_next)", "mu_next / (1 - product * mu_next)", "NAdam's product of momenta"),
     ),
     *_all(
         "optimizers/_adagrad.py",
-        ("rate = lr / (1 + step * lr_decay)", "rate = lr / (1 + (step + 1) * lr_decay)", "Adagrad's decay is a step early"),
+        (
+            "rate = lr / (1 + step * lr_decay)",
+            "rate = lr / (1 + (step + 1) * lr_decay)",
+            "Adagrad's decay is a step early",
+        ),
         ("v = v - mean**2", "v = v - mean", "the centred second moment"),
     ),
-    *_all("optimizers/_factored.py", ("clip = xp.where(size > 1, size, 1.0)", "clip = size", "Adafactor stretches what it should clip")),  # fmt: skip  # noqa: E501
-    *_all("optimizers/_sign.py", ("share = 1.0 if momentum_buffer is None or not momentum else 1.0 - dampening", "share = 1.0 - dampening", "dampening in the first step")),  # fmt: skip  # noqa: E501
+    *_all(
+        "optimizers/_factored.py",
+        ("clip = xp.where(size > 1, size, 1.0)", "clip = size", "Adafactor stretches what it should clip"),
+    ),
+    *_all(
+        "optimizers/_sign.py",
+        (
+            "share = 1.0 if momentum_buffer is None or not momentum else 1.0 - dampening",
+            "share = 1.0 - dampening",
+            "dampening in the first step",
+        ),
+    ),
     *_all(
         "optimizers/_matrix.py",
-        ("operator = Rotated(left, inner.values, right)", "operator = Rotated(left, inner.values.T if inner.values.shape[0] == inner.values.shape[1] else inner.values, right)", "SOAP's values transposed"),  # fmt: skip  # noqa: E501
-        ("of_gradient = 1 - momentum**2 if nesterov", "of_gradient = 1 - momentum if nesterov", "Muon's Nesterov coefficient"),
+        (
+            "operator = Rotated(left, inner.values, right)",
+            "operator = Rotated(left, inner.values[:, ::-1], right)",
+            "SOAP's values in the wrong order",
+        ),
+        (
+            "of_gradient = 1 - momentum**2 if nesterov",
+            "of_gradient = 1 - momentum if nesterov",
+            "Muon's Nesterov coefficient",
+        ),
     ),
     *_all(
         "filters.py",
-        ("residual = scores - xp.take(gram, picks, axis=1) @ weights", "residual = (scores - xp.take(gram, picks, axis=1) @ weights) / xp.sqrt(xp.linalg.diagonal(gram))", "the residual divided by sqrt(K_ii)"),  # fmt: skip  # noqa: E501
-        ("ridge=ridge * mean, start=start).weights", "ridge=ridge, start=start).weights", "an absolute ridge in matching"),
-        ("mean = xp.sum(diagonal) / xp.sum(xp.astype(filled, start.dtype))", "mean = xp.mean(xp.linalg.diagonal(gram))", "the ridge by all candidates, not by the kept"),  # fmt: skip  # noqa: E501
-        ("place = quantile * (scores.shape[0] - 1)", "place = (1 - quantile) * (scores.shape[0] - 1)", "the quantile from the other end"),  # fmt: skip  # noqa: E501
-        (">= _array.scalar_like(value, scores)", "> _array.scalar_like(value, scores)", "a score equal to the value fails"),
+        (
+            "residual = scores - xp.take(gram, picks, axis=1) @ weights",
+            "residual = (scores - xp.take(gram, picks, axis=1) @ weights) / xp.sqrt(xp.linalg.diagonal(gram))",
+            "the residual divided by sqrt(K_ii)",
+        ),
+        (
+            "ridge=ridge * mean, start=start).weights",
+            "ridge=ridge, start=start).weights",
+            "an absolute ridge in matching",
+        ),
+        (
+            "mean = xp.sum(diagonal) / xp.sum(xp.astype(filled, start.dtype))",
+            "mean = xp.mean(xp.linalg.diagonal(gram))",
+            "the ridge by all candidates, not by the kept",
+        ),
+        (
+            "place = quantile * (scores.shape[0] - 1)",
+            "place = (1 - quantile) * (scores.shape[0] - 1)",
+            "the quantile from the other end",
+        ),
+        (
+            ">= _array.scalar_like(value, scores)",
+            "> _array.scalar_like(value, scores)",
+            "a score equal to the value fails",
+        ),
         ('side="right")', 'side="left")', "resample: off by one at the borders"),
-        ("start = scores - eta * xp.linalg.diagonal(gram) / 2", "start = scores - eta * xp.linalg.diagonal(gram)", "greedy utility without its half"),  # fmt: skip  # noqa: E501
+        (
+            "start = scores - eta * xp.linalg.diagonal(gram) / 2",
+            "start = scores - eta * xp.linalg.diagonal(gram)",
+            "greedy utility without its half",
+        ),
         ("noise = -xp.log(-xp.log(", "noise = xp.log(-xp.log(", "Gumbel noise with the wrong sign"),
     ),
     *_all(
         "constraints.py",
-        ("root = root + xp.where(slope > 0, excess", "root = root - xp.where(slope > 0, excess", "the projection's root refined the wrong way"),  # fmt: skip  # noqa: E501
+        (
+            "root = root + xp.where(slope > 0, excess",
+            "root = root - xp.where(slope > 0, excess",
+            "the projection's root refined the wrong way",
+        ),
         ("return z if limits.upper is None else xp.minimum(z, limits.upper)", "return z", "the cap is ignored"),
-        ("return good & (total >= 0) & (total <= xp.sum(upper, axis=-1) + slack)", "return good & (total >= 0)", "caps too small for the total are accepted"),  # fmt: skip  # noqa: E501
-        ("normal = xp.ones_like(v) if metric is None else 1 / xp.sqrt(", "normal = xp.ones_like(v) if metric is None else xp.sqrt(", "the projection's metric inverted"),  # fmt: skip  # noqa: E501
+        (
+            "return good & (total >= 0) & (total <= xp.sum(upper, axis=-1) + slack)",
+            "return good & (total >= 0)",
+            "caps too small for the total are accepted",
+        ),
+        (
+            "normal = xp.ones_like(v) if metric is None else 1 / xp.sqrt(",
+            "normal = xp.ones_like(v) if metric is None else xp.sqrt(",
+            "the projection's metric inverted",
+        ),
     ),
     *_all(
         "_qp_problem.py",
-        ("M = M + unit * (r * (column(ridge) * r))[..., None]", "M = M + unit * (r * column(ridge))[..., None]", "the ridge is scaled once"),  # fmt: skip  # noqa: E501
-        ("kkt = xp.max(abs(z - clip(xp, z - slope, p.limits)), axis=-1) / size", "kkt = 0.0 * xp.max(abs(z), axis=-1) / size", "the residual is always zero"),  # fmt: skip  # noqa: E501
+        (
+            "M = M + unit * (r * (column(ridge) * r))[..., None]",
+            "M = M + unit * (r * column(ridge))[..., None]",
+            "the ridge is scaled once",
+        ),
+        (
+            "kkt = xp.max(abs(z - clip(xp, z - slope, p.limits)), axis=-1) / size",
+            "kkt = 0.0 * xp.max(abs(z), axis=-1) / size",
+            "the residual is always zero",
+        ),
         ("f = dot(xp, z, 0.5 * (slope - p.q))", "f = dot(xp, z, slope - p.q)", "the objective without its half"),
     ),
     *_all(
@@ -131,22 +293,46 @@ MUTATIONS: list[Mutation] = [
     *_all(
         "guard.py",
         ("slope * (1 - f), 0.0, cap", "slope * (f - 1), 0.0, cap", "the gate opens the wrong way, for arrays"),
-        ("gate = min(max(slope * (1 - f), 0.0), cap)", "gate = min(max(slope * (f - 1), 0.0), cap)", "the same, for numbers"),
+        (
+            "gate = min(max(slope * (1 - f), 0.0), cap)",
+            "gate = min(max(slope * (f - 1), 0.0), cap)",
+            "the same, for numbers",
+        ),
         ("max(m - 1, 1)", "max(m, 1)", "m in place of m - 1, for arrays"),
         ("/ (m - 1) if m > 1", "/ m if m > 1", "m in place of m - 1, for numbers"),
         ("far = pool_distance > v", "far = pool_distance > 0", "the minimum is missing in James and Stein's factor"),
     ),
     *_all(
         "choice.py",
-        ("weights, status = free.weights * scale, free.status", "weights, status = free.weights, free.status", "weights are not normalised"),  # fmt: skip  # noqa: E501
-        ("predicted_decrease=gained - length / 2", "predicted_decrease=gained - length", "the predicted decrease without its half"),
-        ("return xp.sum(w) ** 2 / xp.where(squares == 0,", "return xp.sum(w) / xp.where(squares == 0,", "the effective size"),
-        ("gained = xp.sum(weights * xp.take(_finite(xp, b), filtered.indices))", "gained = xp.sum(weights * c)", "the match of the shrunk target"),  # fmt: skip  # noqa: E501
+        (
+            "weights, status = free.weights * scale, free.status",
+            "weights, status = free.weights, free.status",
+            "weights are not normalised",
+        ),
+        (
+            "predicted_decrease=gained - length / 2",
+            "predicted_decrease=gained - length",
+            "the predicted decrease without its half",
+        ),
+        (
+            "return xp.sum(w) ** 2 / xp.where(squares == 0,",
+            "return xp.sum(w) / xp.where(squares == 0,",
+            "the effective size",
+        ),
+        (
+            "gained = xp.sum(weights * xp.take(_finite(xp, b), filtered.indices))",
+            "gained = xp.sum(weights * c)",
+            "the match of the shrunk target",
+        ),
         ("values, a = _loops.cond(ratio < 1, opened, closed)", "values, a = closed()", "the guard never acts"),
         ("return (1 - a) * b + a * means, a", "return b + a * means, a", "the shrunk target keeps its own length"),
         ("short = xp.sort(order[:go_on])", "short = order[:go_on]", "the shortlist in the order of the scores"),
         ("[rest / q / n] * q", "[1 / n] * q", "the second stratum counts too little"),
-        ("mean = xp.sum(diagonal) / divisor", "mean = xp.sum(diagonal) / c.shape[0]", "the ridge divided by all places"),
+        (
+            "mean = xp.sum(diagonal) / divisor",
+            "mean = xp.sum(diagonal) / c.shape[0]",
+            "the ridge divided by all places",
+        ),
         ("return min(n, max(keep, shortlist))", "return min(n, shortlist)", "a shortlist shorter than keep"),
         ("return xp.where(xp.isfinite(x), x, 0.0)", "return x", "NaN goes on to the filter"),
         ("intact = xp.all(xp.isfinite(scores)) &", "intact =", "a NaN outside the shortlist goes unnoticed"),
@@ -156,5 +342,12 @@ MUTATIONS: list[Mutation] = [
         ("sign = 1 - 2 * (low & 1)", "sign = 1 + 0 * (low & 1)", "a sketch without signs"),
         ("for _ in range(iterations):", "for _ in range(0):", "no subspace iteration"),
     ),
-    *_all("selection.py", ("{name: target[name] - mean[name] for name in mean}", "{name: target[name] + mean[name] for name in mean}", "the guard's distance is a sum")),  # fmt: skip  # noqa: E501
+    *_all(
+        "selection.py",
+        (
+            "{name: target[name] - mean[name] for name in mean}",
+            "{name: target[name] + mean[name] for name in mean}",
+            "the guard's distance is a sum",
+        ),
+    ),
 ]

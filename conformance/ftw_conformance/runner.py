@@ -105,11 +105,7 @@ def _call(case: Case | Refusal, backend: Backend, held: Any) -> Any:
     if key not in _compiled:
         _compiled[key] = backend.wrap(case.call)
         _alive.append(case.call)
-    function = _compiled[key]
-    if getattr(case, "loops", False):
-        with backend.plainly():
-            return function(*held)
-    return function(*held)
+    return _compiled[key](*held)
 
 
 def _refused(case: Refusal, backend: Backend, dtype: str) -> Result:
@@ -136,7 +132,7 @@ def _compared(case: Case, backend: Backend, dtype: str) -> Result:
         return _row(case, backend, dtype, FAIL, np.inf, detail=f"no account of {sorted(missing)}")
     worst = (0.0, 0.0, "")
     for name, e in {**expected, **_unchanged(case.inputs, seen, after)}.items():
-        value = got[name] if e.got is None and name in got else e.got
+        value = np.asarray(got[name] if e.got is None and name in got else e.got)
         wide = "float32" if dtype in ("float16", "bfloat16") else dtype
         if e.got is None and value.dtype.kind == "f" and str(value.dtype) != wide:
             return _row(case, backend, dtype, FAIL, np.inf, detail=f"{name} is {value.dtype}, not {wide}")
@@ -173,13 +169,17 @@ def _back(backend: Backend, held: Any) -> list[Any]:
 def _unchanged(inputs: Any, seen: Any, after: list[Any]) -> dict[str, Expect]:
     """Expect that no input was written to."""
     before: list[Any] = []
-    map_arrays(seen, lambda x, inside: before.append(x))
+
+    def collect(x: Any, inside: str) -> None:
+        before.append(x)
+
+    map_arrays(seen, collect)
     same = all(np.array_equal(a, b, equal_nan=a.dtype.kind == "f") for a, b in zip(before, after, strict=True))
     return {"the inputs, afterwards": Expect(np.asarray(True), "exact", got=np.asarray(same))}
 
 
 def measure(got: Any, e: Expect) -> float:
-    """Return ``max |got - value| / scale``; infinite if shapes differ, or NaN and infinities are not where they should be."""
+    """Return ``max |got - value| / scale``; infinite if shapes differ, or NaN is not where it should be."""
     got, value = np.asarray(got), np.asarray(e.value)
     if got.shape != value.shape:
         return float("inf")

@@ -46,7 +46,9 @@ def solved(value: Any, condition: float, scale: Any = None) -> Expect:
 def most(limit: float, got: Any, rule: str = "exact", scale: float = 1.0, condition: float = 1.0) -> Expect:
     """Expect a number no larger than ``limit``, by more than the rule allows."""
     excess = np.asarray(got, dtype=float) - limit
-    return Expect(np.zeros(()), rule, scale, condition, np.max(np.where(np.isnan(excess), np.inf, np.maximum(excess, 0))))
+    return Expect(
+        np.zeros(()), rule, scale, condition, np.max(np.where(np.isnan(excess), np.inf, np.maximum(excess, 0)))
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,17 +60,17 @@ class Case:
     name : str
         ``function/kind/situation``.
     call : callable
-        ``call(*inputs) -> {output name: array}``, in arrays of the backend. A compiling backend compiles each call once for
-        all cases that share it, so calls are made once and their static options bound to them.
+        ``call(*inputs) -> {output name: array}``, in arrays of the backend. A compiling backend compiles each call
+        once for all cases that share it, so calls are made once and their static options bound to them.
     inputs : tuple
         Trees of float64 NumPy arrays; the backend's dtype is put in on the way.
     account : callable
-        ``account(got, *inputs) -> {output name: Expect}``: what should come out, from the inputs as the backend held them (in
-        float64), by the reference or plain NumPy. It may look at ``got`` where several answers are right.
+        ``account(got, *inputs) -> {output name: Expect}``: what should come out, from the inputs as the backend held
+        them (in float64), by the reference or plain NumPy. It may look at ``got`` where several answers are right.
     dtypes : tuple of str
         Dtypes in which the case makes sense.
     loops : bool
-        Whether the call runs a loop to convergence.
+        Whether the call runs a loop.
     heavy : bool
         Whether it is left out on backends that compile, for the time this takes.
     eager : bool
@@ -100,10 +102,10 @@ class Refusal:
     eager: bool = False
 
 
-def map_arrays(tree: Any, function: Callable[[Any], Any], *, inside: str = "") -> Any:
-    """Return the tree with ``function(array, inside)`` in place of every NumPy array; ``inside`` is the record or operator."""
+def map_arrays(tree: Any, function: Callable[[Any, str], Any], *, inside: str = "") -> Any:
+    """Return the tree with ``function(array, inside)`` in place of every array; ``inside`` names what holds it."""
     if isinstance(tree, (np.ndarray, np.generic)):
-        return function(tree, inside)  # type: ignore[call-arg]
+        return function(tree, inside)
     if isinstance(tree, Mapping):
         return {k: map_arrays(v, function, inside=inside) for k, v in tree.items()}
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):

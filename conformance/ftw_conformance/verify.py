@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from . import adapters, backends
-from .backends import Backend, Unavailable
+from .backends import Backend, UnavailableError
 from .runner import FAIL, GAP, PASS, SKIP, Result, run
 from .table import Case, Refusal
 
@@ -78,7 +78,7 @@ def verify(
     """
     out = []
     for case, dtype in _rows(backend, dtypes, only):
-        if backend.compiles and not full and _takes_long(case, dtype):
+        if not full and _takes_long(backend, case, dtype):
             result = Result(case.name, backend.name, dtype, SKIP)
         else:
             result = run(case, backend, dtype, gaps)
@@ -90,8 +90,13 @@ def verify(
     return out
 
 
-def _takes_long(case: Case | Refusal, dtype: str) -> bool:
-    return isinstance(case, Case) and (case.heavy or (dtype != "float64" and not case.narrow))
+def _takes_long(backend: Backend, case: Case | Refusal, dtype: str) -> bool:
+    """Tell whether a case is left to ``--full``."""
+    if not any(fnmatchcase(case.name, pattern) for pattern in backend.quick):
+        return True
+    if not backend.compiles or isinstance(case, Refusal):
+        return False
+    return case.heavy or (dtype != "float64" and not case.narrow)
 
 
 def _rows(backend: Backend, dtypes: tuple[str, ...], only: str) -> Iterator[tuple[Case | Refusal, str]]:
@@ -127,9 +132,16 @@ def _gather(wanted: list[str], options: argparse.Namespace) -> tuple[list[Result
                 dtypes = tuple(options.dtype or DTYPES)
                 missing = [d for d in dtypes if d not in backend.dtypes]
                 if len(missing) == len(dtypes):
-                    raise Unavailable(f"has no dtype {', '.join(missing)}")
-                found = verify(backend, dtypes, only=options.only or "*", full=options.full, seen=shown, fail_fast=options.fail_fast)
-        except Unavailable as error:
+                    raise UnavailableError(f"has no dtype {', '.join(missing)}")
+                found = verify(
+                    backend,
+                    dtypes,
+                    only=options.only or "*",
+                    full=options.full,
+                    seen=shown,
+                    fail_fast=options.fail_fast,
+                )
+        except UnavailableError as error:
             absent[name] = str(error)
             continue
         finally:
@@ -243,7 +255,9 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--only", metavar="PATTERN", help="case names, as in a shell: 'qp/*'")
     p.add_argument("--full", action="store_true", help="also the heavy cases on backends that compile")
     p.add_argument("--fail-fast", action="store_true", help="stop a backend at its first failure")
-    p.add_argument("--plugin", action="append", default=[], metavar="MODULE", help="import this module first: it registers")
+    p.add_argument(
+        "--plugin", action="append", default=[], metavar="MODULE", help="import this module first: it registers"
+    )
     p.add_argument("--jobs", type=int, default=2, help="backends at a time, each in a process (default 2)")
     p.add_argument("--json", action="store_true", help="print a report for programs")
     p.add_argument("--verbose", action="store_true", help="a row for each case")

@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
-import ftw
 import ftw_reference as ref
 import numpy as np
-from ftw.guard import signal
 
-from ..table import Case, Expect, exactly, rounded
+import ftw
+from ftw import _array
+from ftw.guard import signal
+from ftw_conformance.table import Case, Expect, exactly, rounded
 
 Array = Any
 WIDE = ("float64", "float32")
@@ -152,13 +153,14 @@ def shrink_numbers(m: int, cap: float, slope: float) -> Callable[..., dict[str, 
 
     def call(*values: Any) -> dict[str, Any]:
         numbers = [float(x) for x in values]
-        a, f = ftw.guard.shrinkage(*numbers, m, cap=cap, slope=slope)
+        t, s, d = numbers
+        a, f = ftw.guard.shrinkage(t, s, d, m, cap=cap, slope=slope)
         ratio, v = signal(numbers[0], numbers[1], m)
-        xp = ftw._array.namespace(values[0])
+        xp = _array.namespace(values[0])
         every = {"a": a, "F": f, "signal": ratio, "v": v}
         plain = all(type(x) is float for x in every.values())
-        out = {k: xp.asarray(x, dtype=values[0].dtype, device=ftw._array.device(values[0])) for k, x in every.items()}
-        return out | {"plain": xp.asarray(plain, device=ftw._array.device(values[0]))}
+        out = {k: xp.asarray(x, dtype=values[0].dtype, device=_array.device(values[0])) for k, x in every.items()}
+        return out | {"plain": xp.asarray(plain, device=_array.device(values[0]))}
 
     return call
 
@@ -213,14 +215,16 @@ def cases() -> list[Case]:
         for k in (1, 5, n):
             heavy = k != 5 or what not in ("random", "ties")
             wide = WIDE if what in ("random", "small", "ties") else ("float64",)
-            add = [("top_k", (scores,), {}), ("greedy_utility", (scores, gram), {})]
+            add: list[Any] = [("top_k", (scores,), {}), ("greedy_utility", (scores, gram), {})]
             if what not in ("rank one", "zero gradients") or k == 1:
                 add.append(("matching", (scores, gram), {}))
             for name, inputs, options in add:
                 account = account_choice(name, k, **options)
                 loops = name != "top_k"
                 call = choose(name, k, **options)
-                out.append(Case(f"filters/{name}/{what}/k={k}", call, inputs, account, wide, loops, heavy, narrow=not loops))
+                out.append(
+                    Case(f"filters/{name}/{what}/k={k}", call, inputs, account, wide, loops, heavy, narrow=not loops)
+                )
         for redundancy in (0.0, 0.3, 4.0):
             account = account_choice("greedy_utility", 5, redundancy=redundancy)
             call = choose("greedy_utility", 5, redundancy=redundancy)
@@ -233,19 +237,55 @@ def cases() -> list[Case]:
             scores, gram = H @ shaky.normal(size=6), H @ H.T + 1e-3 * np.eye(n)
             account = account_choice("matching", 6, ridge=ridge)
             call = choose("matching", 6, ridge=ridge)
-            out.append(Case(f"filters/matching/ridge {ridge}/{seed}", call, (scores, gram), account, ("float64",), loops=True, heavy=True))  # fmt: skip
+            out.append(
+                Case(
+                    f"filters/matching/ridge {ridge}/{seed}",
+                    call,
+                    (scores, gram),
+                    account,
+                    ("float64",),
+                    loops=True,
+                    heavy=True,
+                )
+            )
     spoilt = np.where(np.isin(np.arange(n), (0, 5)), np.nan, ties)
     for k in (4, n):
-        out.append(Case(f"filters/top_k/not numbers/k={k}", choose("top_k", k), (spoilt,), account_choice("top_k", k), WIDE))
+        out.append(
+            Case(f"filters/top_k/not numbers/k={k}", choose("top_k", k), (spoilt,), account_choice("top_k", k), WIDE)
+        )
     for quantile in (0.0, 0.25, 0.5, 0.7, 1.0):
-        case = Case(f"filters/threshold/quantile {quantile}", cut(8, quantile), (b,), account_cut(8, quantile), WIDE, narrow=True)
+        case = Case(
+            f"filters/threshold/quantile {quantile}",
+            cut(8, quantile),
+            (b,),
+            account_cut(8, quantile),
+            WIDE,
+            narrow=True,
+        )
         out.append(case)
-        out.append(Case(f"filters/threshold/ties, quantile {quantile}", cut(8, quantile), (ties,), account_choice("threshold", 8, quantile=quantile), WIDE, heavy=True))  # fmt: skip
+        out.append(
+            Case(
+                f"filters/threshold/ties, quantile {quantile}",
+                cut(8, quantile),
+                (ties,),
+                account_choice("threshold", 8, quantile=quantile),
+                WIDE,
+                heavy=True,
+            )
+        )
     out.append(Case("filters/threshold/one score", cut(1, 0.5), (b[:1],), account_cut(1, 0.5), WIDE, heavy=True))
     for value in (-100.0, float(np.median(ties)), 3.0, 100.0):
         case = Case(f"filters/threshold/value {value}", cut(8, None), (ties, np.asarray(value)), tied_cut, WIDE)
         out.append(case)
-    out.append(Case("filters/threshold/a number", choose("threshold", 8, value=2.0), (ties,), account_choice("threshold", 8, value=2.0), WIDE))  # fmt: skip
+    out.append(
+        Case(
+            "filters/threshold/a number",
+            choose("threshold", 8, value=2.0),
+            (ties,),
+            account_choice("threshold", 8, value=2.0),
+            WIDE,
+        )
+    )
     u = rng.uniform(size=n)
     for temperature in (0.05, 1.0, 50.0):
         for k in (1, 6, n):
@@ -258,7 +298,12 @@ def cases() -> list[Case]:
     out.append(Case("filters/boltzmann/draws of 0 and 1", draw(6, 1.0), (b, edge), account_draw(6, 1.0), WIDE))
     w = np.array([0.0, 0.25, 0.0, 0.5, 0.125, 0.125, 0.0])
     draws = np.array([0.0, 0.1, 0.2499, 0.25, 0.5, 0.75, 0.8, 0.875, 0.99, 0.999999])
-    for what, weights in (("binary", w), ("not normalised", 8 * w), ("one", np.eye(5)[2]), ("thirds", np.full(3, 1 / 3))):
+    for what, weights in (
+        ("binary", w),
+        ("not normalised", 8 * w),
+        ("one", np.eye(5)[2]),
+        ("thirds", np.full(3, 1 / 3)),
+    ):
         out.append(Case(f"resample/{what}", redraw(10), (weights, draws), account_redraw, WIDE, heavy=what == "one"))
     out.append(Case("resample/draws of 1", redraw(10), (w, np.ones(10)), account_redraw, WIDE))
     out += guard_cases()
@@ -266,7 +311,7 @@ def cases() -> list[Case]:
 
 
 def tied_cut(got: Mapping[str, Array], b: Array, value: Array) -> dict[str, Expect]:
-    """A score equal to the value passes."""
+    """Return a score equal to the value passes."""
     order = np.argsort(-b, kind="stable")[:8]
     return {"indices": exactly(order), "count": exactly(int(np.sum(b[order] >= value)))}
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import ftw
 import numpy as np
+
+import ftw
 
 __all__ = ["dense", "flat", "flat_target", "matrix", "metric"]
 
@@ -45,8 +46,8 @@ def matrix(operator: Any, shape: tuple[int, ...]) -> Array:
     if isinstance(operator, ftw.Diagonal):
         return np.diag(np.asarray(operator.values, dtype=float).reshape(-1))
     if isinstance(operator, ftw.Kronecker):
-        sides = (np.asarray(x, dtype=float) for x in (operator.left, operator.right))
-        left, right = (np.diag(x) if x.ndim == 1 else x for x in sides)
+        both = (np.asarray(x, dtype=float) for x in (operator.left, operator.right))
+        left, right = (np.diag(x) if x.ndim == 1 else x for x in both)
         return np.kron(left, right.T)
     if isinstance(operator, ftw.Rotated):
         values = np.asarray(operator.values, dtype=float)
@@ -54,15 +55,15 @@ def matrix(operator: Any, shape: tuple[int, ...]) -> Array:
         left, right = (np.eye(d) if q is None else np.asarray(q, dtype=float) for q, d in sides)
         basis = np.kron(left, right)  # rows: entries of G, columns: directions
         return basis @ np.diag(values.reshape(-1)) @ basis.T
-    factors = [np.asarray(x, dtype=float) for x in (operator.u, operator.s, operator.vt)]
-    return np.stack([polar(*factors, e.reshape(shape)).reshape(-1) for e in np.eye(p)], axis=1)
+    u, s, vt = (np.asarray(x, dtype=float) for x in (operator.u, operator.s, operator.vt))
+    return np.stack([polar(u, s, vt, e.reshape(shape)).reshape(-1) for e in np.eye(p)], axis=1)
 
 
 def polar(u: Array, s: Array, vt: Array, g: Array) -> Array:
     """Return the derivative of the polar factor at ``u diag(s) vt`` along g.
 
-    With full bases U and V, and s padded by zeros, direction by direction: the antisymmetric part of the square block is divided
-    by the mean of two singular values, what lies outside it by one.
+    With full bases U and V, and s padded by zeros, direction by direction: the antisymmetric part of the square block
+    is divided by the mean of two singular values, what lies outside it by one.
     """
     rows, columns = u.shape[0], vt.shape[1]
     U = np.concatenate([u, null_space(u)], axis=1)  # (d_out, d_out)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import ftw
 import numpy as np
+
+import ftw
 
 __all__ = ["KINDS", "RECORDS", "SMALL", "geometry", "operator", "orthonormal", "psd", "record", "records", "target"]
 
@@ -86,7 +87,9 @@ def operator(rng: Rng, kind: str, shape: tuple[int, ...]) -> Any:
         r, q = max(1, rows - 1), max(1, columns - 1)
         return ftw.Rotated(orthonormal(rng, rows, r), rng.uniform(0, 2, size=(r, q)), orthonormal(rng, columns, q))
     if kind in ("left", "right"):  # one side is the identity
-        left, right = (orthonormal(rng, d) if kind == side else None for d, side in ((rows, "left"), (columns, "right")))
+        left, right = (
+            orthonormal(rng, d) if kind == side else None for d, side in ((rows, "left"), (columns, "right"))
+        )
         return ftw.Rotated(left, rng.uniform(0, 2, size=shape), right)
     u, s, vt = np.linalg.svd(rng.normal(size=shape), full_matrices=False)
     return ftw.Polar(u, s + 0.3, vt)

@@ -7,11 +7,13 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
-import ftw
+import ftw_reference as ref
 import numpy as np
-from ftw import _plan
 
-from ..table import Case, Expect, exactly, most
+import ftw
+from ftw import _plan
+from ftw_conformance.table import Case, Expect, exactly, most
+
 from . import models
 
 Array = Any
@@ -48,7 +50,7 @@ def tiled(shape: tuple[int, int], rows: int, columns: int) -> Callable[[], dict[
 
 
 def remembered(x: Any, y: Any, p: Any) -> dict[str, Any]:
-    """The most memory that a Gram matrix takes beyond its inputs, with a bound and without."""
+    """Return the most memory that a Gram matrix takes beyond its inputs, with a bound and without."""
     out = {}
     for name, size in (("bounded", 40_000), ("free", 2**28)):
         ftw.gram(x, p, max_bytes=size)
@@ -61,13 +63,24 @@ def remembered(x: Any, y: Any, p: Any) -> dict[str, Any]:
 
 
 def account_remembered(got: Mapping[str, Array], *inputs: Any) -> dict[str, Expect]:
-    """The bound, and something for the interpreter; without it the gradients of all samples stand in memory."""
+    """Return the bound, and something for the interpreter; without it the gradients of all samples stand in memory."""
     return {
         "bounded": exactly(got["bounded"]),
         "free": exactly(got["free"]),
         "within the bound": most(40_000 + 60_000, got["bounded"]),
         "more without": most(-300_000, -float(got["free"])),
     }
+
+
+def spoken() -> dict[str, Any]:
+    """Return the numbers of the statuses, and whether each has a sentence of its own."""
+    texts = {status.message for status in ftw.Status}
+    return {"numbers": np.asarray([int(s) for s in ftw.Status]), "sentences": np.asarray(len(texts))}
+
+
+def account_spoken(got: Mapping[str, Array]) -> dict[str, Expect]:
+    """Expect the numbers that the reference has too."""
+    return {"numbers": exactly([int(s) for s in ref.Status]), "sentences": exactly(len(ref.Status))}
 
 
 def cases() -> list[Case]:
@@ -77,8 +90,16 @@ def cases() -> list[Case]:
     def add(name: str, call: Any, account: Any) -> None:
         out.append(Case(f"plan/{name}", call, (), account, ("float64",), heavy=True, eager=True))
 
-    add("scores, wide", planned("plan_scores", 5, 3, (2, 7), itemsize=8), given(1, 2 * 5 * 3 * 14, 2 * 5 * 3 * 2 * 8, 0, 0))
-    add("scores, tall", planned("plan_scores", 5, 3, (7, 2), itemsize=8), given(0, 2 * 5 * 3 * 14, 2 * 5 * 3 * 2 * 8, 0, 0))
+    add(
+        "scores, wide",
+        planned("plan_scores", 5, 3, (2, 7), itemsize=8),
+        given(1, 2 * 5 * 3 * 14, 2 * 5 * 3 * 2 * 8, 0, 0),
+    )
+    add(
+        "scores, tall",
+        planned("plan_scores", 5, 3, (7, 2), itemsize=8),
+        given(0, 2 * 5 * 3 * 14, 2 * 5 * 3 * 2 * 8, 0, 0),
+    )
     add("scores, square", planned("plan_scores", 5, 3, (4, 4), itemsize=4), given(0, 2 * 15 * 16, 2 * 15 * 4 * 4, 0, 0))
     add("combine", planned("plan_combine", 5, 3, (2, 7), itemsize=8), given(2, 420, 5 * 3 * (7 + 4) * 8, 0, 0))
     for left, right in ((3, None), (None, 4), (3, 4)):
@@ -105,12 +126,18 @@ def cases() -> list[Case]:
     add("gram, one record", call, given(5, alone, 2000 * 4 * 8, 50, 40))
     call = planned("plan_gram", _plan.Side(4, 9), None, (5, 4), by_tokens=True, **common)
     add("gram, many tokens", call, given(5, 2 * 36 * 20 + 2 * 16 * 20, 20 * 4 * 8, 5, 4))
+    tight = {**common, "max_bytes": 3 * 2 * 3 * 5 * 8 - 1}
+    call = planned("plan_gram", x, y, (50, 40), by_tokens=True, **tight)
+    add("gram, pairs of one sample too large", call, given(5, formed, 12 * 56, 1, 12))
     for shape, rows, columns in (((5, 7), 2, 3), ((5, 7), 5, 7), ((6, 4), 3, 2), ((1, 9), 1, 4), ((4, 1), 3, 1)):
         account = lambda got, shape=shape: {"seen": exactly(np.ones(shape, dtype=int))}  # noqa: E731
         add(f"blocks of {rows} x {columns} in {shape}", tiled(shape, rows, columns), account)
+    out.append(Case("status/messages", spoken, (), account_spoken, ("float64",), heavy=True, eager=True))
     rng = np.random.default_rng(8)
     big = {"w": ftw.OuterProduct(rng.normal(size=(8, 5, 90)), rng.normal(size=(8, 5, 100)))}
     other = {"w": ftw.OuterProduct(rng.normal(size=(4, 5, 90)), rng.normal(size=(4, 5, 100)))}
     p = {"w": models.operator(rng, "diagonal", (100, 90))}
-    out.append(Case("plan/memory", remembered, (big, other, p), account_remembered, ("float64",), heavy=True, eager=True))
+    out.append(
+        Case("plan/memory", remembered, (big, other, p), account_remembered, ("float64",), heavy=True, eager=True)
+    )
     return out

@@ -6,12 +6,15 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
-import ftw
 import ftw_reference as ref
 import numpy as np
-from ftw.gram import squared_norms
 
-from ..table import Case, Expect, exactly, rounded, summed
+import ftw
+from ftw import _array
+from ftw.gradients import matrix_shape
+from ftw.gram import squared_norms
+from ftw_conformance.table import Case, Expect, exactly, rounded, summed
+
 from . import explicit, models
 
 Array = Any
@@ -33,7 +36,7 @@ def products(x: Any, y: Any, g: Any, p: Any) -> dict[str, Any]:
 
 @cache
 def in_blocks(max_bytes: int) -> Callable[..., dict[str, Any]]:
-    """The same with little memory, so that blocks of rows and columns, or chunks of samples, must be walked."""
+    """Return the same with little memory, so that blocks of rows and columns, or chunks of samples, must be walked."""
 
     def call(x: Any, y: Any, g: Any, p: Any) -> dict[str, Any]:
         return {
@@ -68,13 +71,13 @@ def lengths(x: Mapping[str, Any]) -> Array:
     return np.sqrt(sum(length(r) ** 2 for r in x.values()))
 
 
-def length(record: Any) -> Array:
+def length(record: Any) -> Any:
     """Return ``sum_t |a_t| |b_t|`` (n,) of one record."""
     if isinstance(record, ftw.OuterProduct):
-        a, b = (np.linalg.norm(v, axis=2) for v in (record.inputs, record.output_grads))
+        a, b = (np.linalg.norm(np.asarray(v), axis=2) for v in (record.inputs, record.output_grads))
         return np.sum(a * b, axis=1)
     if isinstance(record, ftw.Rows):
-        return np.sum(np.linalg.norm(record.output_grads, axis=2), axis=1)
+        return np.sum(np.linalg.norm(np.asarray(record.output_grads), axis=2), axis=1)
     if isinstance(record, ftw.Dense):
         return np.sqrt(np.sum(np.asarray(record.grads).reshape(record.samples, -1) ** 2, axis=1))
     return sum(length(part) for part in record.parts)
@@ -114,7 +117,7 @@ def account_combined(got: Mapping[str, Array], x: Any, w: Array, i: Array) -> di
 
 
 def acted(p: Any, g: Any, h: Any) -> dict[str, Any]:
-    """An operator on one gradient, and on a stack of them."""
+    """Return an operator on one gradient, and on a stack of them."""
     return {
         "apply": p.apply(g),
         "apply, stacked": p.apply(h),
@@ -126,7 +129,7 @@ def acted(p: Any, g: Any, h: Any) -> dict[str, Any]:
 
 
 def _square(x: Any) -> Any:
-    xp = ftw._array.namespace(x)
+    xp = _array.namespace(x)
     return xp.sum(x * x)
 
 
@@ -149,14 +152,39 @@ def account_acted(got: Mapping[str, Array], p: Any, g: Array, h: Array) -> dict[
     }
 
 
+def turned(x: Any) -> dict[str, Any]:
+    """Return what an operator may make of a record: its transpose, its negative."""
+    first = _array.leaves(x)[0]
+    xp = _array.namespace(first)
+    out = {}
+    for name, record in x.items():
+        for what, made in (("transposed", record.transposed(xp)), ("negated", record.negated(xp))):
+            rows, columns = matrix_shape(made.shape)
+            block = made.block(xp, slice(0, rows), slice(0, columns))
+            out[f"{what} {name}"] = xp.reshape(block, (made.samples, rows, columns))
+    return out
+
+
+def account_turned(got: Mapping[str, Array], x: Any) -> dict[str, Expect]:
+    """Expect the explicit gradients, transposed and negated."""
+    out = {}
+    for name, record in x.items():
+        G = explicit.dense(record)
+        G = G.reshape(len(G), *matrix_shape(record.shape))
+        scale = np.max(length(record))
+        out[f"transposed {name}"] = summed(np.swapaxes(G, 1, 2), scale, 64 * _terms(record))
+        out[f"negated {name}"] = summed(-G, scale, 64 * _terms(record))
+    return out
+
+
 def taken(x: Any, i: Any) -> dict[str, Any]:
-    """The arrays of the records of some samples."""
-    return {str(number): leaf for number, leaf in enumerate(ftw._array.leaves(ftw.take(x, i)))}
+    """Return the arrays of the records of some samples."""
+    return {str(number): leaf for number, leaf in enumerate(_array.leaves(ftw.take(x, i)))}
 
 
 def account_taken(got: Mapping[str, Array], x: Any, i: Array) -> dict[str, Expect]:
     """Take them one by one."""
-    return {str(k): exactly(np.stack([leaf[j] for j in i])) for k, leaf in enumerate(ftw._array.leaves(x))}
+    return {str(k): exactly(np.stack([leaf[j] for j in i])) for k, leaf in enumerate(_array.leaves(x))}
 
 
 def cases() -> list[Case]:
@@ -172,7 +200,17 @@ def cases() -> list[Case]:
         names = tuple(models.RECORDS)
         x, y = models.records(rng, 4, 3, names), models.records(rng, 3, 2, names)
         g, p = models.target(rng, x), models.geometry(rng, x, start)
-        out.append(Case(f"products/model/{start}", products, (x, y, g, p), account, ALL, heavy=start not in (0, 6), narrow=start == 0))
+        out.append(
+            Case(
+                f"products/model/{start}",
+                products,
+                (x, y, g, p),
+                account,
+                ALL,
+                heavy=start not in (0, 6),
+                narrow=start == 0,
+            )
+        )
         for size in (1500, 6000):
             blocks = in_blocks(size)
             case = Case(f"products/model/{start}/{size} bytes", blocks, (x, y, g, p), account, WIDE, heavy=True)
@@ -183,9 +221,9 @@ def cases() -> list[Case]:
         for shape in ((4, 6), (6, 4), (5, 5), (1, 3), (3, 1), (7,), (2, 3, 2)):
             if len(shape) != 2 and kind not in ("scale", "diagonal"):
                 continue
-            p, g, h = models.operator(rng, kind, shape), rng.normal(size=shape), rng.normal(size=(2, *shape))
+            one, h = models.operator(rng, kind, shape), rng.normal(size=(3, *shape))
             heavy = shape not in ((4, 6), (7,)) or kind == "low"
-            out.append(Case(f"operators/{kind}/{shape}", acted, (p, np.asarray(g), h), account_acted, WIDE, heavy=heavy))
+            out.append(Case(f"operators/{kind}/{shape}", acted, (one, h[2], h[:2]), account_acted, WIDE, heavy=heavy))
     return out
 
 
@@ -254,6 +292,7 @@ def combinations(rng: Any) -> list[Case]:
         x = models.records(rng, 5, 3, (name,))
         w, i = rng.normal(size=5), np.array([4, 0, 0])
         out.append(Case(f"combine/{name}", combined, (x, w, i), account_combined, ALL, narrow=name in models.SMALL))
+        out.append(Case(f"turned/{name}", turned, (x,), account_turned, WIDE, heavy=True))
         out.append(Case(f"take/{name}", taken, (x, i), account_taken, WIDE))
         none = np.array([0.5, 0.0, -1.0, 0.0, 2.0])
         spoilt = scaled(x, factors=[1, np.nan, 1, np.inf, 1])
@@ -263,7 +302,7 @@ def combinations(rng: Any) -> list[Case]:
 
 
 def spared(got: Mapping[str, Array], x: Any, w: Array, i: Array) -> dict[str, Expect]:
-    """The account of the samples that have a weight; what the others hold is not asked."""
+    """Return the account of the samples that have a weight; what the others hold is not asked."""
     clean = {name: _cleaned(record) for name, record in x.items()}
     return account_combined(got, clean, w, i)
 
@@ -272,6 +311,8 @@ def _cleaned(record: Any) -> Any:
     if isinstance(record, ftw.Sum):
         return ftw.Sum(tuple(map(_cleaned, record.parts)))
     if isinstance(record, ftw.Dense):
-        return ftw.Dense(np.nan_to_num(record.grads, posinf=0.0, neginf=0.0))
-    b = np.nan_to_num(record.output_grads, posinf=0.0, neginf=0.0)
-    return ftw.Rows(record.indices, b, record.size) if isinstance(record, ftw.Rows) else ftw.OuterProduct(record.inputs, b)
+        return ftw.Dense(np.nan_to_num(np.asarray(record.grads), posinf=0.0, neginf=0.0))
+    b = np.nan_to_num(np.asarray(record.output_grads), posinf=0.0, neginf=0.0)
+    return (
+        ftw.Rows(record.indices, b, record.size) if isinstance(record, ftw.Rows) else ftw.OuterProduct(record.inputs, b)
+    )

@@ -1,8 +1,8 @@
 """Update rules written out from their papers and from ``torch.optim``, in float64 NumPy, one step at a time.
 
-Each returns the *next change of the parameter* as a function of the next gradient g, with the second moment frozen where the
-selection freezes it: at the anticipated gradient a, or as the last step left it. The change is affine in g, so that two calls
-give both the offset and the response, whatever way the core arrives at them.
+Each returns the *next change of the parameter* as a function of the next gradient g, with the second moment frozen
+where the selection freezes it: at the anticipated gradient a, or as the last step left it. The change is affine in g,
+so that two calls give both the offset and the response, whatever way the core arrives at them.
 """
 
 from __future__ import annotations
@@ -45,7 +45,20 @@ def decayed(change: Array, lr: float, decay: float, param: Array | None) -> Arra
     return change if param is None else change - lr * decay * param
 
 
-def sgd(g: Array, s: State, step: int, a: Any, damping: float, *, lr: float, momentum: float = 0.0, dampening: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0, param: Any = None) -> Array:  # fmt: skip  # noqa: E501
+def sgd(
+    g: Array,
+    s: State,
+    step: int,
+    a: Any,
+    damping: float,
+    *,
+    lr: float,
+    momentum: float = 0.0,
+    dampening: float = 0.0,
+    nesterov: bool = False,
+    weight_decay: float = 0.0,
+    param: Any = None,
+) -> Array:
     """SGD as torch.optim has it."""
     if weight_decay:
         g = g + weight_decay * param
@@ -56,7 +69,22 @@ def sgd(g: Array, s: State, step: int, a: Any, damping: float, *, lr: float, mom
     return -lr * g
 
 
-def adam(g: Array, s: State, step: int, a: Any, damping: float, *, lr: float, betas: Any = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0.0, param: Any = None, eps_root: float = 0.0, nesterov: bool = False, decoupled: bool = False) -> Array:  # fmt: skip  # noqa: E501
+def adam(
+    g: Array,
+    s: State,
+    step: int,
+    a: Any,
+    damping: float,
+    *,
+    lr: float,
+    betas: Any = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    param: Any = None,
+    eps_root: float = 0.0,
+    nesterov: bool = False,
+    decoupled: bool = False,
+) -> Array:
     """Adam, AdamW, AMSGrad, and optax's Nesterov variant."""
     b1, b2 = betas
     t = step + 1
@@ -70,14 +98,30 @@ def adam(g: Array, s: State, step: int, a: Any, damping: float, *, lr: float, be
     if nesterov:
         hat = b1 * m / (1 - b1 ** (t + 1)) + (1 - b1) * g / (1 - b1**t)
     if step == 0 and a is None:  # no second moment yet: the identity in place of the momentum's own coefficient
-        factor = (1 - b1) / (1 - b1**t) if not nesterov else b1 * (1 - b1) / (1 - b1 ** (t + 1)) + (1 - b1) / (1 - b1**t)
+        factor = (
+            (1 - b1) / (1 - b1**t) if not nesterov else b1 * (1 - b1) / (1 - b1 ** (t + 1)) + (1 - b1) / (1 - b1**t)
+        )
         change = -lr * hat / factor
     else:
         change = -lr * over(hat, v, damped(v / own, eps, damping, eps_root))
     return decayed(change, lr, weight_decay, param) if decoupled and weight_decay else change
 
 
-def nadam(g: Array, s: State, step: int, a: Any, damping: float, *, lr: float, betas: Any = (0.9, 0.999), eps: float = 1e-8, momentum_decay: float = 4e-3, weight_decay: float = 0.0, decoupled_weight_decay: bool = False, param: Any = None) -> Array:  # fmt: skip  # noqa: E501
+def nadam(
+    g: Array,
+    s: State,
+    step: int,
+    a: Any,
+    damping: float,
+    *,
+    lr: float,
+    betas: Any = (0.9, 0.999),
+    eps: float = 1e-8,
+    momentum_decay: float = 4e-3,
+    weight_decay: float = 0.0,
+    decoupled_weight_decay: bool = False,
+    param: Any = None,
+) -> Array:
     """NAdam as torch.optim has it."""
     b1, b2 = betas
     t = step + 1
@@ -96,7 +140,20 @@ def nadam(g: Array, s: State, step: int, a: Any, damping: float, *, lr: float, b
     return decayed(change, lr, weight_decay, param) if decoupled_weight_decay and weight_decay else change
 
 
-def radam(g: Array, s: State, step: int, a: Any, damping: float, *, lr: float, betas: Any = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0.0, decoupled_weight_decay: bool = False, param: Any = None) -> Array:  # fmt: skip  # noqa: E501
+def radam(
+    g: Array,
+    s: State,
+    step: int,
+    a: Any,
+    damping: float,
+    *,
+    lr: float,
+    betas: Any = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    decoupled_weight_decay: bool = False,
+    param: Any = None,
+) -> Array:
     """RAdam as torch.optim has it; the second moment is uncorrected there, and corrected with the step it is of."""
     b1, b2 = betas
     t = step + 1
@@ -114,7 +171,19 @@ def radam(g: Array, s: State, step: int, a: Any, damping: float, *, lr: float, b
     return decayed(change, lr, weight_decay, param) if decoupled_weight_decay and weight_decay else change
 
 
-def adamax(g: Array, s: State, step: int, a: Any, damping: float, *, lr: float, betas: Any = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0.0, param: Any = None) -> Array:  # fmt: skip  # noqa: E501
+def adamax(
+    g: Array,
+    s: State,
+    step: int,
+    a: Any,
+    damping: float,
+    *,
+    lr: float,
+    betas: Any = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    param: Any = None,
+) -> Array:
     """Adamax as torch.optim has it."""
     b1, b2 = betas
     if weight_decay:
@@ -128,7 +197,20 @@ def adamax(g: Array, s: State, step: int, a: Any, damping: float, *, lr: float, 
     return -lr * over(hat, u, u + damping * np.sqrt(np.mean(u * u)))
 
 
-def adagrad(g: Array, s: State, step: int, a: Any, damping: float, *, lr: float, lr_decay: float = 0.0, eps: float = 1e-10, eps_root: float = 0.0, weight_decay: float = 0.0, param: Any = None) -> Array:  # fmt: skip  # noqa: E501
+def adagrad(
+    g: Array,
+    s: State,
+    step: int,
+    a: Any,
+    damping: float,
+    *,
+    lr: float,
+    lr_decay: float = 0.0,
+    eps: float = 1e-10,
+    eps_root: float = 0.0,
+    weight_decay: float = 0.0,
+    param: Any = None,
+) -> Array:
     """Adagrad as torch.optim has it."""
     if weight_decay:
         g = g + weight_decay * param
@@ -139,7 +221,22 @@ def adagrad(g: Array, s: State, step: int, a: Any, damping: float, *, lr: float,
     return -rate * over(g, v, damped(v, eps, damping, eps_root))
 
 
-def rmsprop(g: Array, s: State, step: int, a: Any, damping: float, *, lr: float, alpha: float = 0.99, eps: float = 1e-8, eps_root: float = 0.0, momentum: float = 0.0, centered: bool = False, weight_decay: float = 0.0, param: Any = None) -> Array:  # fmt: skip  # noqa: E501
+def rmsprop(
+    g: Array,
+    s: State,
+    step: int,
+    a: Any,
+    damping: float,
+    *,
+    lr: float,
+    alpha: float = 0.99,
+    eps: float = 1e-8,
+    eps_root: float = 0.0,
+    momentum: float = 0.0,
+    centered: bool = False,
+    weight_decay: float = 0.0,
+    param: Any = None,
+) -> Array:
     """RMSprop as torch.optim has it."""
     if weight_decay:
         g = g + weight_decay * param
@@ -147,16 +244,24 @@ def rmsprop(g: Array, s: State, step: int, a: Any, damping: float, *, lr: float,
     if centered:
         mean = s["grad_avg"] if a is None else alpha * s["grad_avg"] + (1 - alpha) * a
         v = np.maximum(v - mean * mean, 0.0)
-    if step == 0 and a is None:
-        update = g * 1.0
-    else:
-        update = over(g, v, damped(v, eps, damping, eps_root))
+    update = g * 1.0 if step == 0 and a is None else over(g, v, damped(v, eps, damping, eps_root))
     if momentum and s.get("momentum_buffer") is not None:
         update = momentum * s["momentum_buffer"] + update
     return -lr * update
 
 
-def lion(g: Array, s: State, step: int, a: Any, damping: float, *, lr: float, betas: Any = (0.9, 0.99), weight_decay: float = 0.0, param: Any = None) -> Array:  # fmt: skip  # noqa: E501
+def lion(
+    g: Array,
+    s: State,
+    step: int,
+    a: Any,
+    damping: float,
+    *,
+    lr: float,
+    betas: Any = (0.9, 0.99),
+    weight_decay: float = 0.0,
+    param: Any = None,
+) -> Array:
     """Lion with ``sign(c) = c / |c|``, the denominator frozen."""
     b1 = betas[0]
     c = b1 * s["exp_avg"] + (1 - b1) * g
@@ -169,7 +274,20 @@ def lion(g: Array, s: State, step: int, a: Any, damping: float, *, lr: float, be
     return decayed(change, lr, weight_decay, param) if weight_decay else change
 
 
-def adafactor(g: Array, s: State, step: int, a: Any, damping: float, *, lr: float, param: Array, beta2_decay: float = -0.8, eps: Any = (None, 1e-3), d: float = 1.0, weight_decay: float = 0.0) -> Array:  # fmt: skip  # noqa: E501
+def adafactor(
+    g: Array,
+    s: State,
+    step: int,
+    a: Any,
+    damping: float,
+    *,
+    lr: float,
+    param: Array,
+    beta2_decay: float = -0.8,
+    eps: Any = (None, 1e-3),
+    d: float = 1.0,
+    weight_decay: float = 0.0,
+) -> Array:
     """Adafactor as torch.optim has it, ``eps[0]`` given."""
     t = step + 1
     keep = 1 - t**beta2_decay
@@ -193,7 +311,19 @@ def adafactor(g: Array, s: State, step: int, a: Any, damping: float, *, lr: floa
     return decayed(-alpha * g * unclipped / clip, lr, weight_decay, param)
 
 
-def soap(g: Array, s: State, step: int, a: Any, damping: float, *, lr: float, betas: Any = (0.95, 0.95), eps: float = 1e-8, weight_decay: float = 0.0, param: Any = None) -> Array:  # fmt: skip  # noqa: E501
+def soap(
+    g: Array,
+    s: State,
+    step: int,
+    a: Any,
+    damping: float,
+    *,
+    lr: float,
+    betas: Any = (0.95, 0.95),
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    param: Any = None,
+) -> Array:
     """Adam in the eigenbases, rotated back."""
     rows, columns = g.shape
     U = np.eye(rows) if s["left"] is None else s["left"]
@@ -203,8 +333,22 @@ def soap(g: Array, s: State, step: int, a: Any, damping: float, *, lr: float, be
     return decayed(change, lr, weight_decay, param) if weight_decay else change
 
 
-def muon(g: Array, s: State, step: int, a: Any, damping: float, *, lr: float, momentum: float = 0.95, nesterov: bool = True, weight_decay: float = 0.0, adjust_lr_fn: Any = None, floor: float = 0.002, param: Any = None) -> Array:  # fmt: skip  # noqa: E501
-    """The polar factor of the momentum, and its derivative at the anticipated gradient with floored singular values."""
+def muon(
+    g: Array,
+    s: State,
+    step: int,
+    a: Any,
+    damping: float,
+    *,
+    lr: float,
+    momentum: float = 0.95,
+    nesterov: bool = True,
+    weight_decay: float = 0.0,
+    adjust_lr_fn: Any = None,
+    floor: float = 0.002,
+    param: Any = None,
+) -> Array:
+    """Return the polar factor of the momentum, and its derivative there with the singular values floored."""
     from .explicit import polar
 
     mine, theirs = (1 - momentum**2, momentum**2) if nesterov else (1 - momentum, momentum)
@@ -230,7 +374,9 @@ RULES: dict[str, Rule] = {
     "adagrad": adagrad,
     "adam": adam,
     "adamax": adamax,
-    "adamw": lambda *args, weight_decay=1e-2, **options: adam(*args, weight_decay=weight_decay, decoupled=True, **options),
+    "adamw": lambda *args, weight_decay=1e-2, **options: adam(
+        *args, weight_decay=weight_decay, decoupled=True, **options
+    ),
     "lion": lion,
     "muon": muon,
     "nadam": nadam,

@@ -7,11 +7,13 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import ftw
 import ftw_reference as ref
 import numpy as np
 
-from ..table import Case, Expect, exactly, rounded, summed
+import ftw
+from ftw import _array
+from ftw_conformance.table import Case, Expect, exactly, rounded, summed
+
 from . import explicit, models
 from .products import lengths, scaled, terms
 
@@ -98,7 +100,7 @@ def select(
     *,
     got: Mapping[str, Array],
     keep: int,
-    filter: Any = "matching",  # noqa: A002
+    filter: Any = "matching",
     weight: str = "qp",
     constraint: Any = None,
     ridge: float = 0.05,
@@ -123,7 +125,11 @@ def select(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             norms = float(np.mean([x @ P @ x for x in T]))
-            a, ratio = (0.0, math.nan) if math.isnan(norms) else ref.shrinkage(square, norms, (t - pool) @ P @ (t - pool), len(T), cap=guard)  # fmt: skip  # noqa: E501
+            a, ratio = (
+                (0.0, math.nan)
+                if math.isnan(norms)
+                else ref.shrinkage(square, norms, (t - pool) @ P @ (t - pool), len(T), cap=guard)
+            )
         ratio = math.inf if len(T) == 1 else ratio
         pull = (1 - a) * b + a * (G @ P @ pool)
     K = ref.gram(G, P)
@@ -148,10 +154,8 @@ def select(
     base |= {"status": int(found), "indices": picks, "count": chosen.count}
     if np.isnan(weights).any():
         return base
-    # where twins or a rank-deficient Gram matrix leave the weights open, those that were found are judged by the objective
     r = ridge * float(np.mean(np.diag(part)[: max(chosen.count, 1)]))
-    H = part + r * np.eye(keep)
-    spread = np.linalg.eigvalsh(H)
+    spread = np.linalg.eigvalsh(part + r * np.eye(keep))
     condition = 100.0 * keep * float(spread[-1] / max(spread[0], 1e-15 * spread[-1])) if spread[-1] > 0 else 1.0
     gained, length = float(weights @ b[picks]), float(weights @ part @ weights)
     square = float(t @ P @ t)
@@ -165,7 +169,9 @@ def select(
     }
 
 
-def pool(rng: Any, n: int = 10, m: int = 3, start: Any = 1, names: tuple[str, ...] = models.SMALL, *, fresh: bool = True) -> Pool:
+def pool(
+    rng: Any, n: int = 10, m: int = 3, start: Any = 1, names: tuple[str, ...] = models.SMALL, *, fresh: bool = True
+) -> Pool:
     """Return a pool whose candidates share something with the target, and target samples."""
     x = models.records(rng, n, 3, names)
     s = models.records(rng, m, 3, names)
@@ -188,8 +194,8 @@ def leaning(record: Any, g: Array, amount: float, rng: Any) -> Any:
 def few(scores: Any, gram: Any, k: int) -> Any:
     """Keep k by score, of which the first two passed."""
     chosen = ftw.filters.top_k(scores, k)
-    xp = ftw._array.namespace(scores)
-    return ftw.Filtered(chosen.indices, xp.asarray(2, dtype=xp.int32, device=ftw._array.device(scores)))
+    xp = _array.namespace(scores)
+    return ftw.Filtered(chosen.indices, xp.asarray(2, dtype=xp.int32, device=_array.device(scores)))
 
 
 def none(scores: Any, gram: Any, k: int) -> Any:
@@ -199,7 +205,7 @@ def none(scores: Any, gram: Any, k: int) -> Any:
 
 
 def stubborn(gram: Any, linear: Any, constraint: Any, **options: Any) -> Any:
-    """A solver of one's own: the house's, by another name."""
+    """Return a solver of one's own: the house's, by another name."""
     return ftw.solve_qp(gram, linear, constraint, **options)
 
 
@@ -262,7 +268,14 @@ def cases() -> list[Case]:
             p = pool(rng, fresh=fresh)
             p = p if fresh else p._replace(target={k: 0.05 * g for k, g in p.target.items()})
             what = name if fresh else f"{name}, memorised"
-            add(what, p, options, dtypes=wide, heavy=name not in COMPILED or fresh == (name == "shortlist 0.5"), narrow=name == "uniform, top_k")
+            add(
+                what,
+                p,
+                options,
+                dtypes=wide,
+                heavy=name not in COMPILED or fresh == (name == "shortlist 0.5"),
+                narrow=name == "uniform, top_k",
+            )
     for seed in range(6):
         p = pool(np.random.default_rng(50 + seed), n=24, m=4, start=seed, fresh=seed % 2 == 0)
         for shortlist in (None, 9):
@@ -271,7 +284,12 @@ def cases() -> list[Case]:
             add(f"random {seed}, shortlist {shortlist}, memorised", faint, {"keep": 6, "shortlist": shortlist})
     p = pool(rng)
     add("no target samples", p._replace(samples=None), OPTIONS["default"], dtypes=wide)
-    add("the pool is its own target", p._replace(target=None, samples=None), OPTIONS["default"], dtypes=("float64", "float32", "bfloat16"))
+    add(
+        "the pool is its own target",
+        p._replace(target=None, samples=None),
+        OPTIONS["default"],
+        dtypes=("float64", "float32", "bfloat16"),
+    )
     add("scores are there already", p, {"keep": 4, "guard": 0}, given=True)
     caps = rng.uniform(0.2, 0.6, size=10)
     add("a cap for each", p._replace(bounds=(caps, np.asarray(1.0))), {"keep": 4}, ftw.CappedSimplex)
@@ -297,7 +315,10 @@ def situations(rng: Any, add: Any, p: Pool) -> list[Case]:
     for name in ("default", "NonNegative", "capped", "Box", "top_k", "uniform", "greedy"):
         zero = p._replace(candidates=scaled(p.candidates, factors=[0.0] * 10))
         add(f"all gradients are zero, {name}", zero, OPTIONS[name] | {"ridge": 0.05})
-        against = p._replace(target={k: np.abs(g) for k, g in p.target.items()}, geometry={k: ftw.Scale(np.asarray(1.0)) for k in p.geometry})
+        against = p._replace(
+            target={k: np.abs(g) for k, g in p.target.items()},
+            geometry={k: ftw.Scale(np.asarray(1.0)) for k in p.geometry},
+        )
         against = against._replace(candidates=opposed(against.candidates, against.target), samples=None)
         add(f"no candidate helps, {name}", against, OPTIONS[name])
     add("a zero target", p._replace(target={k: 0 * g for k, g in p.target.items()}, samples=None), base)
@@ -311,7 +332,11 @@ def situations(rng: Any, add: Any, p: Pool) -> list[Case]:
         add(f"candidates of size {factor}", small, base, dtypes=("float64",))
         far = p._replace(target={k: g * factor for k, g in p.target.items()}, samples=None)
         add(f"a target of size {factor}", far, base, dtypes=("float64",))
-    add("one token", Pool(models.records(rng, 8, 1), None, models.geometry(rng, models.records(rng, 8, 1), 4), None, ()), base)
+    add(
+        "one token",
+        Pool(models.records(rng, 8, 1), None, models.geometry(rng, models.records(rng, 8, 1), 4), None, ()),
+        base,
+    )
     every = tuple(models.RECORDS)
     add("every record", pool(rng, names=every, start=0), {"keep": 5})
     wide = {"wide": p.candidates["wide"]}

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import ftw
 import numpy as np
 
-from ..table import Case, Expect, rounded
+import ftw
+from ftw_conformance.table import Case, Expect, rounded
+
 from .models import orthonormal
 from .rules import RULES
 
@@ -51,7 +52,9 @@ def predict(name: str, step: int, damping: float, options: dict[str, Any]) -> Ca
         given = {"step": step, "lr": 0.05} | s.scalars
         if s.param is not None:
             extra["param"] = s.param
-        update = function(*first, given["step"], lr=given["lr"], anticipate=s.anticipate, damping=damping, **extra, **options)
+        update = function(
+            *first, given["step"], lr=given["lr"], anticipate=s.anticipate, damping=damping, **extra, **options
+        )
         response = update.operator.apply(s.gradient)
         return {"offset": update.offset + 0.0 * s.gradient, "response": response}
 
@@ -92,7 +95,9 @@ def states(rng: Any, name: str, shape: tuple[int, ...], **flags: Any) -> dict[st
     if name == "sgd" or name == "muon":
         return {"momentum_buffer": m}
     if name in ("adam", "adamw"):
-        return {"exp_avg": m, "exp_avg_sq": v} | ({"max_exp_avg_sq": v + rng.normal(size=shape) * 0.3} if flags.get("amsgrad") else {})
+        return {"exp_avg": m, "exp_avg_sq": v} | (
+            {"max_exp_avg_sq": v + rng.normal(size=shape) * 0.3} if flags.get("amsgrad") else {}
+        )
     if name == "nadam":
         return {"exp_avg": m, "exp_avg_sq": v, "mu_product": np.asarray(0.4)}
     if name == "adamax":
@@ -119,17 +124,56 @@ def states(rng: Any, name: str, shape: tuple[int, ...], **flags: Any) -> dict[st
 
 
 OPTIONS: dict[str, list[dict[str, Any]]] = {
-    "sgd": [{}, {"momentum": 0.9}, {"momentum": 0.9, "dampening": 0.3}, {"momentum": 0.8, "nesterov": True}, {"momentum": 0.8, "nesterov": True, "weight_decay": 0.2}],  # fmt: skip
+    "sgd": [
+        {},
+        {"momentum": 0.9},
+        {"momentum": 0.9, "dampening": 0.3},
+        {"momentum": 0.8, "nesterov": True},
+        {"momentum": 0.8, "nesterov": True, "weight_decay": 0.2},
+    ],
     "adam": [{}, {"betas": (0.7, 0.9), "eps": 0.1}, {"weight_decay": 0.3}, {"eps_root": 0.2}, {"nesterov": True}],
-    "adamw": [{}, {"weight_decay": 0.3}, {"weight_decay": 0.0}, {"nesterov": True, "eps_root": 0.1, "eps": 0.2, "betas": (0.8, 0.95)}],  # fmt: skip
-    "nadam": [{}, {"momentum_decay": 0.3, "betas": (0.8, 0.95), "eps": 0.1}, {"weight_decay": 0.3}, {"weight_decay": 0.3, "decoupled_weight_decay": True}],  # fmt: skip
-    "radam": [{}, {"betas": (0.8, 0.95), "eps": 0.1}, {"weight_decay": 0.3}, {"weight_decay": 0.3, "decoupled_weight_decay": True}, {"betas": (0.9, 0.5)}],  # fmt: skip
+    "adamw": [
+        {},
+        {"weight_decay": 0.3},
+        {"weight_decay": 0.0},
+        {"nesterov": True, "eps_root": 0.1, "eps": 0.2, "betas": (0.8, 0.95)},
+    ],
+    "nadam": [
+        {},
+        {"momentum_decay": 0.3, "betas": (0.8, 0.95), "eps": 0.1},
+        {"weight_decay": 0.3},
+        {"weight_decay": 0.3, "decoupled_weight_decay": True},
+    ],
+    "radam": [
+        {},
+        {"betas": (0.8, 0.95), "eps": 0.1},
+        {"weight_decay": 0.3},
+        {"weight_decay": 0.3, "decoupled_weight_decay": True},
+        {"betas": (0.9, 0.5)},
+    ],
     "adamax": [{}, {"betas": (0.7, 0.9), "eps": 0.2}, {"weight_decay": 0.3}],
     "adagrad": [{}, {"lr_decay": 0.3, "eps": 0.1}, {"eps_root": 0.2}, {"weight_decay": 0.3}],
-    "rmsprop": [{}, {"alpha": 0.7, "eps": 0.1}, {"centered": True}, {"momentum": 0.8}, {"eps_root": 0.2}, {"centered": True, "momentum": 0.5, "weight_decay": 0.3}],  # fmt: skip
-    "adafactor": [{"eps": (1e-30, 1e-3)}, {"eps": (0.3, 2.0), "d": 0.5, "beta2_decay": -0.5}, {"eps": (None, 1e-3), "weight_decay": 0.3, "d": 3.0}],  # fmt: skip
+    "rmsprop": [
+        {},
+        {"alpha": 0.7, "eps": 0.1},
+        {"centered": True},
+        {"momentum": 0.8},
+        {"eps_root": 0.2},
+        {"centered": True, "momentum": 0.5, "weight_decay": 0.3},
+    ],
+    "adafactor": [
+        {"eps": (1e-30, 1e-3)},
+        {"eps": (0.3, 2.0), "d": 0.5, "beta2_decay": -0.5},
+        {"eps": (None, 1e-3), "weight_decay": 0.3, "d": 3.0},
+    ],
     "lion": [{}, {"betas": (0.7, 0.9)}, {"weight_decay": 0.3}],
-    "muon": [{}, {"nesterov": False, "momentum": 0.8}, {"adjust_lr_fn": "match_rms_adamw", "weight_decay": 0.3}, {"adjust_lr_fn": "original"}, {"adjust_lr_fn": "none", "floor": 0.4}],  # fmt: skip
+    "muon": [
+        {},
+        {"nesterov": False, "momentum": 0.8},
+        {"adjust_lr_fn": "match_rms_adamw", "weight_decay": 0.3},
+        {"adjust_lr_fn": "original"},
+        {"adjust_lr_fn": "none", "floor": 0.4},
+    ],
     "soap": [{}, {"betas": (0.7, 0.9), "eps": 0.1, "weight_decay": 0.3}],
 }
 NEEDS_PARAM = {"adafactor"}
@@ -160,7 +204,9 @@ def make(rng: Any, name: str, options: dict[str, Any], shape: tuple[int, ...], f
     amsgrad = name in ("adam", "adamw") and options.get("eps_root", 0) == 0 and bool(options.get("weight_decay"))
     state = states(rng, name, shape, amsgrad=amsgrad, **options)
     if step == 0:  # before the first step everything is zero, or not there
-        state = {k: None if k == "momentum_buffer" else x if k in ("left", "right") else 0 * x for k, x in state.items()}
+        state = {
+            k: None if k == "momentum_buffer" else x if k in ("left", "right") else 0 * x for k, x in state.items()
+        }
         if name == "nadam":
             state["mu_product"] = np.asarray(1.0)
         if name == "muon" and not folded:
@@ -202,7 +248,9 @@ def untouched(rng: Any, name: str) -> list[Case]:
         s = make(rng, name, options, shape, True, 5)
         hole = np.zeros(shape) if what == "untouched" else np.asarray([[1.0, 0, 1]] * 2 + [[0.0, 0, 0]] + [[1.0, 0, 1]])
         state = {
-            k: x if k in ("left", "right", "mu_product") or x is None else x * (hole if x.shape == shape else 0 if what == "untouched" else 1)
+            k: x
+            if k in ("left", "right", "mu_product") or x is None
+            else x * (hole if x.shape == shape else 0 if what == "untouched" else 1)
             for k, x in s.state.items()
         }
         if name == "soap":
@@ -212,7 +260,7 @@ def untouched(rng: Any, name: str) -> list[Case]:
             state["col_var"] = state["col_var"] * np.asarray([[1.0, 0, 1]])
         s = s._replace(state=state, anticipate=s.anticipate * hole)
         for eps in (None, 0.0):
-            more = dict(options)
+            more: dict[str, Any] = dict(options)
             if eps is not None:
                 if name in ("lion", "muon", "adafactor"):
                     continue
