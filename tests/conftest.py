@@ -18,7 +18,7 @@ array_api_strict.set_array_api_strict_flags(boolean_indexing=False, data_depende
 
 @dataclass(frozen=True)
 class Backend:
-    """A namespace with conversions from and to NumPy, and ``call``, which runs a function of arrays (under jit or not)."""
+    """A namespace with conversions from and to NumPy, and ``call``, which runs a function (under jit or not)."""
 
     name: str
     xp: Any

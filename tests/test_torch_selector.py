@@ -3,11 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from ftw_reference import filter_then_weight as reference
-from numpy.testing import assert_allclose
-
 import torch_models as models
+from ftw_reference import filter_then_weight as reference
 from ftw_torch import FilterThenWeight
+from numpy.testing import assert_allclose
 
 
 def one(batch, i):
@@ -54,7 +53,9 @@ def warm_up(model, loss, pool, optimizer, steps=3):
 
 @pytest.mark.parametrize("steps", [0, 3])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize(("kind", "t", "m"), [("gpt", 1, 3), ("gpt", 7, 1), ("gpt", 7, 3), ("gpt", 63, 3), ("mlp", 1, 3)])
+@pytest.mark.parametrize(
+    ("kind", "t", "m"), [("gpt", 1, 3), ("gpt", 7, 1), ("gpt", 7, 3), ("gpt", 63, 3), ("mlp", 1, 3)]
+)
 def test_backward_is_exact(kind, t, m, dtype, steps):
     model, loss, pool, target = case(kind, dtype, t, m=m)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)

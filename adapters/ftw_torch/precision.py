@@ -1,4 +1,4 @@
-"""Autocast is for the user's forward: what the selector computes around it, backward passes too, runs as it is written."""
+"""Autocast is for the user's forward: what the selector computes around it runs as it is written."""
 
 from __future__ import annotations
 

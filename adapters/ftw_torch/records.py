@@ -1,4 +1,4 @@
-"""Records of tensors put together: the uses of one parameter, the pieces of one batch, parameters that were not used."""
+"""Records put together: the uses of one parameter, the pieces of one batch, parameters that were not used."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ __all__ = ["empty", "is_empty", "join", "merge", "seen"]
 def seen(shape: Sequence[int]) -> tuple[int, ...]:
     """Return the shape under which a parameter's records come: that of a matrix where it has more than two axes.
 
-    Three axes (experts, d_out, d_in) are a stack of matrices; with more, (d_out, d_in, kernel ...), all but the first are one.
+    Three axes (experts, d_out, d_in) are a stack of matrices; with more, (d_out, d_in, kernel ...), all but the first
+    are one.
     """
     shape = tuple(shape)
     if len(shape) < 3:
@@ -29,7 +30,7 @@ def seen(shape: Sequence[int]) -> tuple[int, ...]:
 def merge(parts: Sequence[Record]) -> Record:
     """Return one record of several uses of a parameter: written-out parts are added, factors kept side by side."""
     dense = [part for part in parts if isinstance(part, Dense)]
-    rest = [part for part in parts if not isinstance(part, Dense)]
+    rest: list[Record] = [part for part in parts if not isinstance(part, Dense)]
     if dense:
         total: Any = dense[0].grads
         for part in dense[1:]:
@@ -52,7 +53,7 @@ def join(
             out[name] = empty(p, sum(sizes))
         elif len({_structure(record) for record in found}) == 1:
             out[name] = _concatenate([record for record in found if record is not None])
-        else:  # used differently from piece to piece: each piece's record, padded with zeros for the samples of the others
+        else:  # used differently from piece to piece: each record padded with zeros for the samples of the others
             starts = [sum(sizes[:i]) for i in range(len(sizes))]
             out[name] = Sum(
                 tuple(
@@ -68,15 +69,16 @@ def empty(p: Tensor, n: int) -> Record:
     """Return the record of n samples that do not use a parameter: no tokens where it is a matrix."""
     shape = seen(p.shape)
     if len(shape) == 2:
-        return OuterProduct(p.new_zeros(n, 0, shape[1]), p.new_zeros(n, 0, shape[0]))  # type: ignore[arg-type]
-    return Dense(p.new_zeros(()).expand(n, *shape))  # type: ignore[arg-type]
+        return OuterProduct(p.new_zeros(n, 0, shape[1]), p.new_zeros(n, 0, shape[0]))
+    return Dense(p.new_zeros(()).expand(n, *shape))
 
 
 def is_empty(record: Record) -> bool:
     """Tell whether a record was made by `empty`."""
     if isinstance(record, OuterProduct):
         return record.inputs.shape[1] == 0
-    return isinstance(record, Dense) and isinstance(record.grads, Tensor) and not any(record.grads.stride())
+    grads: Any = getattr(record, "grads", None)
+    return isinstance(grads, Tensor) and not any(grads.stride())
 
 
 def _structure(record: Record | None) -> Any:

@@ -3,8 +3,8 @@
 One pass over the pool does the work:
 
 1. the target's gradient g_T, and the optimizer's response P with g_T folded into its second moment;
-2. the pool's forward, and a backward to activations only: as each layer's output gradient arrives, the layer's share of the
-   scores is added up and its factors are kept;
+2. the pool's forward, and a backward to activations only: as each layer's output gradient arrives, the layer's share
+   of the scores is added up and its factors are kept;
 3. the choice (`ftw.filter_then_weight`), and the weighted gradient composed from the factors of those chosen.
 """
 
@@ -55,8 +55,8 @@ class FilterThenWeight:
     micro_batch : int, optional
         Walk a pool (and a target) in pieces of this many samples, to bound the memory of activations.
     on_nonfinite : {"raise", "drop"}
-        What to do about a sample whose loss or gradient is NaN or infinite: raise and name it, or go on without it. In the
-        target it always raises.
+        What to do about a sample whose loss or gradient is NaN or infinite: raise and name it, or go on without it. In
+        the target it always raises.
     damping : float
         Damping of the geometry, see `ftw.optimizers.adam`.
     shortlist : int, float or None
@@ -70,8 +70,9 @@ class FilterThenWeight:
 
     Notes
     -----
-    Cost, in plain training steps over the pool of N with V targets: ``1 + V/N + keep/(3N)``, and ``shortlist/(3N)`` more for
-    the exact Gram matrix. Two extra buffers the size of the parameters (g_T and the diagonal of P), and the factors of the
+    The arithmetic's floor, in plain training steps over the pool of N with V targets: ``1 + V/N + keep/(3N)``, and
+    ``shortlist/(3N)`` more for the exact Gram matrix; what is added to it on a given machine has not been measured yet.
+    Two extra buffers the size of the parameters (g_T and the diagonal of P), and the factors of the
     pool: each layer's inputs, which autograd keeps anyway, and output gradients.
 
     Examples
@@ -152,7 +153,7 @@ class FilterThenWeight:
         try:
             with self._plain():
                 return self._backward(pool, target)
-        except _Overflow as overflow:
+        except _OverflowError as overflow:
             first = next(iter(trainable(self.model).values()))
             first.grad = torch.full_like(first, math.inf)
             return overflow.selection
@@ -276,14 +277,14 @@ class FilterThenWeight:
         some_bad, all_zero = torch.stack([bad.any(), (scores == 0).all()]).tolist()
         if all_zero:
             raise RuntimeError(
-                "the scores of all candidates are exactly zero: the target's gradient does not reach any parameter that the "
-                "pool trains, or the optimizer's response is zero"
+                "the scores of all candidates are exactly zero: the target's gradient does not reach any parameter "
+                "that the pool trains, or the optimizer's response is zero"
             )
         good = None
         if some_bad:
             finite = bool(torch.isfinite(losses).all())
             if self._scale() != 1.0 and finite and (self.on_nonfinite == "raise" or bool(bad.all())):
-                raise _Overflow(self._skipped(losses, scores, goal))
+                raise _OverflowError(self._skipped(losses, scores, goal))
             if bool(bad.all()):
                 _refuse_target(goal)
             if self.on_nonfinite == "raise" or bool(bad.all()):
@@ -329,13 +330,14 @@ class FilterThenWeight:
         if not isinstance(losses, Tensor) or tuple(losses.shape) != (n,):
             got = f"a tensor {tuple(losses.shape)}" if isinstance(losses, Tensor) else f"a {type(losses).__name__}"
             raise ValueError(
-                f"per_sample_loss must return one loss for each of the {n} samples of the {what}, a tensor ({n},); got {got}. "
-                "A loss function's reduction='none', then a mean over tokens, gives that; a mean over samples does not"
+                f"per_sample_loss must return one loss for each of the {n} samples of the {what}, a tensor ({n},); "
+                f"got {got}. A loss function's reduction='none', then a mean over tokens, gives that; a mean over "
+                "samples does not"
             )
         if not losses.requires_grad:
             raise ValueError(
-                f"the losses of the {what} do not depend on any parameter that requires a gradient; is something detached, "
-                "or computed under torch.no_grad()?"
+                f"the losses of the {what} do not depend on any parameter that requires a gradient; is something "
+                "detached, or computed under torch.no_grad()?"
             )
         return losses if self.scaler is None else self.scaler.scale(losses)
 
@@ -355,7 +357,7 @@ class FilterThenWeight:
         return losses.detach(), records
 
 
-class _Overflow(FloatingPointError):
+class _OverflowError(FloatingPointError):
     """A gradient overflowed in 16 bits under a gradient scaler."""
 
     def __init__(self, selection: Selection) -> None:

@@ -1,4 +1,4 @@
-"""The commands: ``python -m ftw_conformance verify | bench | efficacy | golden | mutate``."""
+"""The commands: ``python -m ftw_conformance verify | golden | mutate | bench``."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ COMMANDS = {
     "golden": ("golden", "write or check the golden vectors"),
     "mutate": ("mutate", "plant errors in a copy of the core and see whether verify notices"),
     "bench qp": ("bench_qp", "time the QP solvers beside their peers"),
-    "bench torch": ("bench_torch", "time and memory of the PyTorch adapter"),
     "bench jax": ("bench_jax", "time and memory of the JAX adapter"),
-    "efficacy": ("efficacy", "does it select well: methods side by side"),
 }
 
 

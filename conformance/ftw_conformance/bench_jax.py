@@ -93,11 +93,12 @@ def arms(loss: Any, tx: Any, n: int) -> dict[str, tuple[Any, float]]:
     for capture in ("factors", "dense"):
         update = keep / (3 * n) if capture == "factors" else 0.0
         form = 1 if capture == "factors" else 0
-        for name, floor, options in (
+        cases: tuple[tuple[str, float, dict[str, Any]], ...] = (
             ("top-k", once + update, {"filter": "top_k", "weight": "uniform", "guard": 0.0}),
             ("filter-then-weight", once + update + form * gram, {"guard": 0.0}),
             ("the same, guarded", once + update + form * (gram + guard), {}),
-        ):
+        )
+        for name, floor, options in cases:
             select = ftw_jax.filter_then_weight(loss, tx, keep=keep, capture=capture, **options)
             found[f"{name}, {capture}"] = (select, floor)
     return found

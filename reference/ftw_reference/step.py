@@ -173,7 +173,7 @@ def guarded_scores(
     square = similarity.scores(t.reshape(1, -1), t, P)[0]
     apart = (t - mean).reshape(1, -1)  # (1, p)
     distance = similarity.scores(apart, apart[0], P)[0]
-    norms = np.mean([similarity.scores(s.reshape(1, -1), s, P)[0] for s in samples])
+    norms = float(np.mean([similarity.scores(s.reshape(1, -1), s, P)[0] for s in samples]))
     a, ratio = shrinkage(square, norms, distance, samples.shape[0], cap=cap)
     return (1 - a) * b + a * np.mean(K, axis=1), a, ratio
 
@@ -201,7 +201,8 @@ def run_filter(chooser: Any, b: Array, K: Array, keep: int, ridge: float) -> Fil
         return filters.greedy_utility(b, K, keep)
     if not callable(chooser):
         raise ValueError(f"filter is {chooser!r}: give 'matching', 'top_k', 'greedy_utility' or a callable")
-    indices, count = chooser(b, K, keep)
+    chosen: Any = chooser(b, K, keep)
+    indices, count = chosen
     picks = np.asarray(indices)  # (keep,)
     if picks.shape != (keep,) or np.unique(picks).shape != (keep,):
         raise ValueError(f"the filter returned indices of shape {picks.shape}: give {keep} distinct ones")
