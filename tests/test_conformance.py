@@ -221,5 +221,5 @@ def test_every_error_is_caught():
 def test_the_command_without_words_lists_the_commands():
     done = command("--help")
     assert done.returncode == 0
-    assert "efficacy" in done.stdout
+    assert "verify" in done.stdout
     assert command("nothing").returncode == 2
