@@ -284,7 +284,7 @@ def test_the_record_of_a_run(tmp_path):
     made.train()
     record = report.read(path)
     assert record.damaged == 0
-    assert record.header["packages"]["torch"] == torch.__version__
+    assert torch.__version__.startswith(record.header["packages"]["torch"])  # which may leave out the build
     assert record.header["data"]["target"].startswith("4:")
     (run,) = record.runs
     assert sorted(run.steps) == [1, 2, 3, 4]
