@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 THREADS ?= 1
 
-.PHONY: demo test test-slow bench format lint types clean
+.PHONY: demo test test-slow bench docs format lint types clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/python -m ftw_torch.demo
@@ -17,6 +17,10 @@ test-slow: $(VENV)/test.stamp
 
 bench: $(VENV)/test.stamp
 	$(BIN)/python -m ftw_conformance bench
+
+docs: $(VENV)/docs.stamp
+	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
+	@echo docs/_build/html/index.html
 
 format: $(VENV)/test.stamp
 	$(BIN)/ruff format .
@@ -31,7 +35,7 @@ types: $(VENV)/test.stamp
 	$(BIN)/pyright
 
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) build dist docs/_build docs/api/generated
 
 # Packages come in groups, so that the demo does not wait for what only the tests need.
 $(VENV)/bin/python:
@@ -44,4 +48,8 @@ $(VENV)/demo.stamp: $(VENV)/bin/python pyproject.toml constraints.txt
 
 $(VENV)/test.stamp: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(PIP) -e ".[all]" --group test --group lint
+	touch $@
+
+$(VENV)/docs.stamp: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(PIP) -e ".[all]" --group docs
 	touch $@

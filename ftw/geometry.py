@@ -57,7 +57,7 @@ class Scale:
             raise ValueError(f"Scale for {name!r}: value {self.value} must not be negative")
 
     def apply(self, g: Array) -> Any:
-        """Return P g, for g (..., *shape)."""
+        """Return P g, for g of the parameter's shape, or with leading axes before it."""
         g = _wide(g)
         return g * _array.scalar_like(self.value, g)
 
@@ -66,7 +66,7 @@ class Scale:
         return _inner(g, self.apply(h))
 
     def sqrt(self, g: Array) -> Any:
-        """Return P^1/2 g, for g (..., *shape)."""
+        """Return P^1/2 g, for g of the parameter's shape, or with leading axes before it."""
         g = _wide(g)
         return g * _array.scalar_like(self.value, g) ** 0.5
 
@@ -100,7 +100,7 @@ class Diagonal:
         """Nothing to check but the shape, which the caller compares."""
 
     def apply(self, g: Array) -> Any:
-        """Return P g, for g (..., *shape)."""
+        """Return P g, for g of the parameter's shape, or with leading axes before it."""
         g = _wide(g)
         return g * _array.cast(self.values, g)
 
@@ -109,7 +109,7 @@ class Diagonal:
         return _inner(g, self.apply(h))
 
     def sqrt(self, g: Array) -> Any:
-        """Return P^1/2 g, for g (..., *shape)."""
+        """Return P^1/2 g, for g of the parameter's shape, or with leading axes before it."""
         g = _wide(g)
         return g * _array.cast(self.values, g) ** 0.5
 

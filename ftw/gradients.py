@@ -209,7 +209,7 @@ class Dense:
 
     Parameters
     ----------
-    grads : array (n, *shape)
+    grads : array (n, ...)
         Gradient of each sample's own loss.
     """
 

@@ -65,7 +65,7 @@ def filter_then_weight(
         The QP, or equal weights; with "uniform" after "top_k" no Gram matrix is formed for the choice.
     constraint : NonNegative, Simplex, CappedSimplex or Box
         Where the weights live; bounds are numbers, or arrays (n,) with one a candidate. For sets with a fixed total the
-        target is scaled first, see the module's docstring.
+        target is first scaled so that the non-negative solution has that total.
     ridge : float
         Added to the diagonal of K, as a multiple of the mean diagonal of the samples kept.
     shortlist : int, float or None

@@ -10,6 +10,8 @@ __all__ = ["Status"]
 class Status(IntEnum):
     """The outcome of a solve or a selection; arrays carry it as int32.
 
+    OK, NOTHING_USEFUL, NOT_FINITE, INFEASIBLE, NOT_PSD, MAX_STEPS.
+
     Examples
     --------
     >>> Status(3).message

@@ -2,7 +2,7 @@
 
 With the second moment fixed, the next change of a parameter is ``-(offset + operator(g))``. The operator is P, the
 geometry of the selection; the offset (momentum, weight decay) does not depend on the choice of samples. Every function
-takes the state of one parameter and has the same form,
+takes the state of one parameter and has the same form::
 
     f(state arrays ..., step, *, lr, ..., anticipate=None, damping=0.0) -> LinearUpdate(offset, operator)
 

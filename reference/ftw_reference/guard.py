@@ -32,11 +32,11 @@ def shrinkage(
     Parameters
     ----------
     target : float
-        |g_T|^2 in the metric P.
+        ``|g_T|^2`` in the metric P.
     samples : float
-        mean_j |g_Tj|^2.
+        ``mean_j |g_Tj|^2``.
     pool_distance : float
-        |g_T - g_P|^2.
+        ``|g_T - g_P|^2``.
     m : int
         How many target samples there are.
     cap, slope : float
