@@ -38,7 +38,9 @@ add_module_names = False
 
 
 # What the core asks of records and operators, and users do not.
-PRIVATE = set("block check combine dot matrix negated samples split take transform transposed".split())
+PRIVATE = {
+    "block", "check", "combine", "dot", "matrix", "negated", "samples", "split", "take", "transform", "transposed",
+}  # fmt: skip
 
 
 def skip_members(app: Any, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:
