@@ -50,8 +50,8 @@ def lipschitz(xp: Any, M: Any) -> Any:
     return xp.max(xp.sum(xp.abs(M), axis=-1), axis=-1)
 
 
-def accelerated(xp: Any, p: Problem, z: Any, tol: Any, max_steps: int, *, check_every: int = 1) -> tuple[Any, Any, Any]:
-    """Return the last point (..., n), the multiplier of the sum (...) and the number of steps (...) taken from ``z``.
+def accelerated(xp: Any, p: Problem, z: Any, tol: Any, max_steps: int, *, check_every: int = 1) -> tuple[Any, Any]:
+    """Return the last point (..., n) and the number of steps (...) taken from ``z``.
 
     Stops where the natural residual at the extrapolated point, ``L max |y - z+|``, is below ``tol`` times the size of
     the problem.
@@ -85,7 +85,4 @@ def accelerated(xp: Any, p: Problem, z: Any, tol: Any, max_steps: int, *, check_
 
     steps = xp.zeros_like(p.q[..., 0], dtype=xp.int32)
     z, _, _, _, steps = _loops.while_loop(keep_going, step, (z, z, one, one * xp.inf, steps), check_every=check_every)
-    slope = product(xp, p.M, z) - p.q  # (..., n)
-    free = z > p.limits.lower if p.limits.upper is None else (z > p.limits.lower) & (z < p.limits.upper)
-    weight = xp.where(free, p.normal, 0.0)
-    return z, xp.sum(weight * slope, axis=-1) / nonzero(xp, xp.sum(weight * weight, axis=-1)), steps
+    return z, steps

@@ -112,6 +112,19 @@ def scaled_problem(xp: Any, K: Any, c: Any, limits: Limits, ridge: Any) -> Probl
     return Problem(M, M + (2 * n * eps) * unit, q, inner, s, s * column(size), top * size * size, nonzero(xp, ratio))
 
 
+def balance(xp: Any, p: Problem, z: Any) -> Any:
+    """Return the multiplier (...) of the sum that explains the slopes of z (..., n) best, by least squares.
+
+    Each weight counts by its distance from its bounds: one that is as good as held hardly counts at all.
+    """
+    lower, upper, total = p.limits
+    if total is None:
+        return xp.zeros_like(z[..., 0])
+    room = z - lower if upper is None else xp.minimum(z - lower, upper - z)  # (..., n)
+    pull = xp.where(room > 0, room, 0.0) * p.normal
+    return dot(xp, pull, product(xp, p.M, z) - p.q) / nonzero(xp, dot(xp, pull, p.normal))
+
+
 def certificate(xp: Any, p: Problem, z: Any, multiplier: Any) -> tuple[Any, Any, Any]:
     """Return the objective, the natural residual and the relative duality gap of z within its bounds; (...) each.
 

@@ -29,7 +29,7 @@ from . import _array, _loops
 from ._qp_active import Guess, begin, search
 from ._qp_gradient import accelerated, descend
 from ._qp_interior import interior, rounded
-from ._qp_problem import Problem, certificate, column, keep, nonzero, scaled_problem
+from ._qp_problem import Problem, balance, certificate, column, keep, nonzero, scaled_problem
 from .constraints import Constraint, Limits, as_limits, clip, feasible, field, finite, project_scaled
 from .status import Status
 
@@ -164,15 +164,16 @@ def _solution(
         z, steps, (f, kkt, gap) = _solve(xp, p, run, steps, start, tol, max_steps)
     else:
         z = project_scaled(xp, xp.zeros_like(c), p.limits, p.normal)
-        z, multiplier, steps = accelerated(xp, p, z, tol, max_steps)
-        f, kkt, gap = certificate(xp, p, z, multiplier)
+        z, steps = accelerated(xp, p, z, tol, max_steps)
+        f, kkt, gap = certificate(xp, p, z, balance(xp, p, z))
     certified = _certified(xp, c, kkt, gap, tol)
     w = z * p.scale
     if limits.total is None:
         w = clip(xp, w, limits)
     else:
         everywhere = certified if isinstance(certified, bool) else xp.all(certified)
-        w = _loops.cond(everywhere, lambda w: _repaired(xp, w, limits), lambda w: _forced(xp, w, limits), w)
+        repair, force = functools.partial(_repaired, xp, limits), functools.partial(_forced, xp, limits, p, certified)
+        w, f, kkt, gap = _loops.cond(everywhere, repair, force, w, f, kkt, gap)
     ok = 0 if isinstance(run, bool) else xp.zeros_like(steps)
     status = pick(xp, certified, ok, ok + int(Status.MAX_STEPS))
     status = pick(xp, is_psd, status, ok + int(Status.NOT_PSD))
@@ -204,17 +205,19 @@ def _certified(xp: Any, c: Any, kkt: Any, gap: Any, tol: Any) -> Any:
     return (kkt <= tol) & (gap <= _array.pick(xp, tol > slack, tol, slack))
 
 
-def _repaired(xp: Any, w: Any, limits: Limits) -> Any:
+def _repaired(xp: Any, limits: Limits, w: Any, *proof: Any) -> tuple[Any, ...]:
     """Return w (..., n) in its bounds, its sum exact to rounding: the weights free to take it share what is missing."""
     w = clip(xp, w, limits)
     loose = w if limits.upper is None else xp.where(w < limits.upper, w, 0.0)
     missing = limits.total - xp.sum(w, axis=-1)  # (...)
-    return clip(xp, w + (missing / nonzero(xp, xp.sum(loose, axis=-1)))[..., None] * loose, limits)
+    return clip(xp, w + (missing / nonzero(xp, xp.sum(loose, axis=-1)))[..., None] * loose, limits), *proof
 
 
-def _forced(xp: Any, w: Any, limits: Limits) -> Any:
-    """Return the point of the set nearest to w (..., n), which may be far from it."""
-    return project_scaled(xp, w, limits, xp.ones_like(w))
+def _forced(xp: Any, limits: Limits, p: Problem, certified: Any, w: Any, *proof: Any) -> tuple[Any, ...]:
+    """Return the point of the set nearest to w (..., n), which may be far from it, with a certificate of its own."""
+    w = project_scaled(xp, w, limits, xp.ones_like(w))
+    z = w / p.scale
+    return w, *keep(xp, certified, proof, certificate(xp, p, z, balance(xp, p, z)))
 
 
 def _solve(

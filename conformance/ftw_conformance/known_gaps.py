@@ -23,15 +23,7 @@ class Gap(NamedTuple):
     expires: datetime.date
 
 
-GAPS: list[Gap] = [
-    Gap(
-        "qp/out of steps",
-        "*",
-        "*",
-        "out of steps, the objective is that of the point before its sum is forced",
-        datetime.date(2027, 6, 30),
-    ),
-]
+GAPS: list[Gap] = []
 
 
 def find(case: str, backend: str, dtype: str, gaps: list[Gap] | None = None) -> Gap | None:

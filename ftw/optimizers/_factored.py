@@ -67,7 +67,8 @@ def adafactor(
     relative = xp.sqrt(xp.sum(p * p) / max(math.prod(p.shape), 1))  # ()
     alpha = xp.where(relative > eps[1], relative, eps[1]) * _least(xp, lr, (step + 1) ** -0.5, p)
     a = None if anticipate is None else widen(xp, anticipate)
-    if a is None and isinstance(step, (int, float)) and step == 0:
+    start = step == 0 if a is None else False  # nothing is known yet: P is alpha times the identity
+    if start is True:
         return LinearUpdate(decoupled(0.0, lr, weight_decay, p), Scale(alpha))
 
     operator: Operator
@@ -76,7 +77,8 @@ def adafactor(
             raise ValueError(f"adafactor: a parameter {tuple(p.shape)} needs variance=")
         v = widen(xp, variance)
         v = v if a is None else (1 - share) * v + share * a**2
-        operator = inverse_root(xp, xp.where(v < floor**2, floor**2, v), alpha, 0.0, damping)
+        v = xp.where(v < floor**2, floor**2, v)
+        operator = inverse_root(xp, v, alpha, 0.0, damping, start=start, at_start=alpha)
         operator = operator if a is None else _clipped(xp, operator, a, alpha, d)
     else:
         if row_var is None or col_var is None:
@@ -88,7 +90,7 @@ def adafactor(
         mean = xp.mean(r, axis=-2, keepdims=True)  # (..., 1, 1)
         divisor = xp.where(mean < floor, floor, mean)
         r = r / xp.where(divisor == 0, 1.0, divisor)
-        left, right = _inverse(xp, r, damping), _inverse(xp, c, damping)
+        left, right = (pick(xp, start, 1.0, _inverse(xp, v, damping), v) for v in (r, c))
         plain = p.ndim == 2
         operator = Kronecker(alpha * left[:, 0], right[0, :]) if plain else Diagonal(alpha * left * right)
         operator = operator if a is None else _clipped(xp, operator, a, alpha, d)

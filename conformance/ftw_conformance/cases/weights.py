@@ -12,12 +12,12 @@ import numpy as np
 import ftw
 from ftw import _array
 from ftw._qp_gradient import accelerated
-from ftw._qp_problem import certificate, scaled_problem
+from ftw._qp_problem import balance, certificate, scaled_problem
 from ftw.constraints import as_limits
 from ftw_conformance import problems
 from ftw_conformance.table import Case, Expect, exactly, most, rounded
 
-from .certificates import accounts, sets
+from .certificates import accounts, scaled_residual, sets
 
 Array = Any
 OK, NOT_FINITE, INFEASIBLE, NOT_PSD, MAX_STEPS = 0, 2, 3, 4, 5
@@ -205,9 +205,12 @@ def special(rng: Any, n: int) -> list[Case]:
         Case("qp/simplex/ridge is not a number", solve_traced("both"), inputs, refused_ridge, loops=True, heavy=True)
     )
     A, q = problems.make("conditioned", 40, 11)
-    out.append(
-        Case("qp/out of steps", solve(max_steps=1), (A, q, ftw.Simplex(1.0)), out_of_steps, ("float64",), loops=True)
-    )
+    for name, constraint in sets(40, rng).items():
+        for steps in (1, 2, 3):
+            inputs = (A, q, constraint)
+            heavy = (name, steps) != ("simplex", 1)
+            what = f"qp/out of steps/{name}/{steps}"
+            out.append(Case(what, solve(max_steps=steps), inputs, out_of_steps, ("float64",), loops=True, heavy=heavy))
     for kind in ("wide", "clusters"):
         A, q = problems.make(kind, n, 13)
         for name, constraint in sets(n, rng).items():
@@ -232,17 +235,27 @@ def refused_ridge(got: Mapping[str, Array], K: Array, c: Array, *rest: Any) -> d
 
 
 def out_of_steps(got: Mapping[str, Array], K: Array, c: Array, constraint: Any) -> dict[str, Expect]:
-    """Return the best feasible weights, and the status says that the tolerance was not met."""
-    w = np.asarray(got["weights"], dtype=float)
-    H_w = K @ w
-    out = {name: Expect(x, "exact") for name, x in got.items()}
-    out["status"] = exactly(MAX_STEPS)
-    out["weights"] = exactly(w)
-    out["sum"] = Expect(np.asarray(1.0), "rounded", 1.0, len(c), got=np.sum(w))
-    out["signs"] = most(0.0, -np.min(w))
-    out["objective"] = rounded(0.5 * w @ H_w - c @ w, np.abs(w) @ np.abs(K) @ np.abs(w) + np.abs(c) @ np.abs(w), 64)
-    out["steps"] = most(3, got["steps"])
-    return out
+    """Expect feasible weights, with a residual and a gap that hide nothing and a status that follows from them."""
+    w, kkt, gap = (np.asarray(got[name], dtype=float) for name in ("weights", "kkt", "gap"))
+    box, d, n = ref.projections.bounds(constraint, len(c)), np.sqrt(np.diag(K)), len(c)
+    value = 0.5 * w @ K @ w - c @ w
+    terms = np.abs(w) @ (np.abs(K) @ np.abs(w) + np.abs(c))
+    above = value - ref.solve_qp(K, c, constraint).objective
+    length, slopes = np.max(np.abs(d * w)), np.max(np.abs(c / d))
+    residual = scaled_residual(K, c, w, box, d) * (length / max(length, slopes) if box.has_total else 1.0)
+    outside = max(float(np.max(box.lower - w)), float(np.max(w - box.upper)), 0.0)
+    return {
+        "status": exactly(OK if max(kkt, gap) <= 1e-8 else MAX_STEPS),
+        "weights": exactly(w),
+        "sum": rounded(box.total if box.has_total else np.sum(w), np.max(np.abs(w)), n)._replace(got=np.sum(w)),
+        "bounds": most(0.0, outside),
+        "objective": rounded(value, terms, 64),
+        "kkt": exactly(kkt),
+        "gap": exactly(gap),
+        "residual": most(kkt, residual, "certified"),
+        "bound": most(gap, above / (np.abs(w) @ (np.abs(K @ w) + np.abs(c))), "rounded", 1.0, n),
+        "steps": most(3, got["steps"]),
+    }
 
 
 @cache
@@ -253,8 +266,8 @@ def gradient_method(check_every: int) -> Callable[..., dict[str, Any]]:
         xp = _array.namespace(K, c)
         limits = as_limits(xp, constraint, c)
         p = scaled_problem(xp, K, c, limits, 0.0)
-        z, multiplier, steps = accelerated(xp, p, xp.zeros_like(c), 1e-9, 20000, check_every=check_every)
-        _, kkt, gap = certificate(xp, p, z, multiplier)
+        z, steps = accelerated(xp, p, xp.zeros_like(c), 1e-9, 20000, check_every=check_every)
+        _, kkt, gap = certificate(xp, p, z, balance(xp, p, z))
         numbers = {"kkt": kkt, "gap": gap}
         return {"weights": z * p.scale, "steps": steps} | {k: xp.sum(c) * 0 + x for k, x in numbers.items()}
 
@@ -266,11 +279,10 @@ def first_order(got: Mapping[str, Array], K: Array, c: Array, constraint: Any) -
     w, best = np.asarray(got["weights"], dtype=float), ref.solve_qp(K, c, constraint)
     size = np.abs(w) @ np.abs(K) @ np.abs(w) + np.abs(c) @ np.abs(w)
     value = 0.5 * w @ K @ w - c @ w
-    box = ref.projections.bounds(constraint, len(c))
     return {
         "weights": exactly(got["weights"]),
-        "kkt": most(np.inf if box.has_total else 1e-7, got["kkt"]),
-        "gap": most(np.inf if box.has_total else 1e-7, got["gap"]),
+        "kkt": most(1e-7, got["kkt"]),
+        "gap": most(1e-7, got["gap"]),
         "objective": Expect(np.asarray(best.objective), "certified", size, 100.0, np.asarray(value)),
         "steps": most(1500, got["steps"]),
     }
