@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -159,18 +160,15 @@ def _in_parallel(wanted: list[str], options: argparse.Namespace) -> tuple[list[R
     command += ["--fail-fast"] if options.fail_fast else []
     slow = {"jit": 0, "jax": 1, "ftw_jax": 2}
     queue = sorted(wanted, key=lambda name: slow.get(name, 9))
-    running: dict[str, subprocess.Popen[str]] = {}
-    found: dict[str, dict[str, Any]] = {}
-    while queue or running:
-        while queue and len(running) < options.jobs:
-            name = queue.pop(0)
-            running[name] = subprocess.Popen([*command, "--backend", name], stdout=subprocess.PIPE, text=True)
-        name = next(iter(running))
-        text, _ = running[name].communicate()
-        code = running.pop(name).returncode
-        if not text.strip():
-            raise RuntimeError(f"the process of backend {name!r} ended with code {code} and no report")
-        found[name] = json.loads(text)
+
+    def report(name: str) -> Any:
+        done = subprocess.run([*command, "--backend", name], stdout=subprocess.PIPE, text=True, check=False)
+        if not done.stdout.strip():
+            raise RuntimeError(f"the process of backend {name!r} ended with code {done.returncode} and no report")
+        return json.loads(done.stdout)
+
+    with ThreadPoolExecutor(options.jobs) as pool:
+        found = dict(zip(queue, pool.map(report, queue), strict=True))
     results = [Result(**row) for name in wanted for row in found[name]["results"]]
     return results, {k: v for name in wanted for k, v in found[name]["absent"].items()}
 

@@ -207,10 +207,11 @@ def special(rng: Any, n: int) -> list[Case]:
     A, q = problems.make("conditioned", 40, 11)
     for name, constraint in sets(40, rng).items():
         for steps in (1, 2, 3):
-            inputs = (A, q, constraint)
             heavy = (name, steps) != ("simplex", 1)
             what = f"qp/out of steps/{name}/{steps}"
-            out.append(Case(what, solve(max_steps=steps), inputs, out_of_steps, ("float64",), loops=True, heavy=heavy))
+            call = solve(max_steps=steps)
+            case = Case(what, call, (A, q, constraint), out_of_steps, ("float64",), loops=True, heavy=heavy)
+            out.append(case)
     for kind in ("wide", "clusters"):
         A, q = problems.make(kind, n, 13)
         for name, constraint in sets(n, rng).items():
@@ -236,7 +237,7 @@ def refused_ridge(got: Mapping[str, Array], K: Array, c: Array, *rest: Any) -> d
 
 def out_of_steps(got: Mapping[str, Array], K: Array, c: Array, constraint: Any) -> dict[str, Expect]:
     """Expect feasible weights, with a residual and a gap that hide nothing and a status that follows from them."""
-    w, kkt, gap = (np.asarray(got[name], dtype=float) for name in ("weights", "kkt", "gap"))
+    w, kkt, gap = np.asarray(got["weights"], dtype=float), float(got["kkt"]), float(got["gap"])
     box, d, n = ref.projections.bounds(constraint, len(c)), np.sqrt(np.diag(K)), len(c)
     value = 0.5 * w @ K @ w - c @ w
     terms = np.abs(w) @ (np.abs(K) @ np.abs(w) + np.abs(c))
