@@ -1,4 +1,4 @@
-"""Autocast is for the user's forward: what the selector computes around it runs as it is written."""
+"""16 bits: autocast is for the user's forward alone, and a gradient that overflows under a GradScaler is the scaler's to skip."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
+from torch import Tensor
 
-__all__ = ["Ambient"]
+from ftw import Selection, Status
+
+__all__ = ["Ambient", "Overflow", "overflowed"]
 
 KINDS = ("cpu", "cuda")
 
@@ -33,3 +36,30 @@ class Ambient:
             for kind, dtype in self.states:
                 stack.enter_context(torch.autocast(kind, dtype))
             yield
+
+
+class Overflow(Exception):  # noqa: N818
+    """A gradient that is not finite under a GradScaler, which is about to skip the step."""
+
+    def __init__(self, selection: Selection) -> None:
+        super().__init__("a scaled gradient is not finite")
+        self.selection = selection
+
+
+def overflowed(keep: int, scores: Tensor, losses: Tensor, target_losses: Tensor) -> Selection:
+    """Return the selection of a step that is to be skipped."""
+    nan = torch.full((), torch.nan, dtype=scores.dtype)
+    return Selection(
+        indices=torch.arange(keep),
+        weights=nan.repeat(keep),
+        scores=scores,
+        match=nan,
+        predicted_decrease=nan,
+        effective_size=nan,
+        shrinkage=nan,
+        count=torch.zeros((), dtype=torch.int32),
+        status=torch.tensor(int(Status.NOT_FINITE), dtype=torch.int32),
+        signal=nan,
+        losses=losses,
+        target_loss=target_losses.mean(),
+    )

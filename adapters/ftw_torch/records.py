@@ -122,3 +122,29 @@ def _cat(pieces: list[Tensor]) -> Any:
         return torch.cat(pieces)
     longest = max(x.shape[1] for x in pieces)
     return torch.cat([torch.cat([x, x.new_zeros(x.shape[0], longest - x.shape[1], *x.shape[2:])], 1) for x in pieces])
+
+
+def bytes_of(record: Record) -> int:
+    """Return the bytes of a record's tensors."""
+    if isinstance(record, Sum):
+        return sum(map(bytes_of, record.parts))
+    tensors: Any = (
+        (record.grads,)
+        if isinstance(record, Dense)
+        else (record.indices, record.output_grads)
+        if isinstance(record, Rows)
+        else (record.inputs, record.output_grads)
+    )
+    return sum(x.numel() * x.element_size() for x in tensors)
+
+
+def join_same(pieces: Sequence[Record]) -> Record:
+    """Return one record from records of consecutive samples that are of one structure, or written out where they are not."""
+    if len({_structure(record) for record in pieces}) == 1:
+        return _concatenate(pieces)
+    return Sum(
+        tuple(
+            _pad(record, sum(p.samples for p in pieces[:i]), sum(p.samples for p in pieces[i + 1 :]))
+            for i, record in enumerate(pieces)
+        )
+    )

@@ -3,36 +3,37 @@
 One pass over the pool does the work:
 
 1. the target's gradient g_T, and the optimizer's response P with g_T folded into its second moment;
-2. the pool's forward, and a backward to activations only: as each layer's output gradient arrives, the layer's share
-   of the scores is added up and its factors are kept;
-3. the choice (`ftw.filter_then_weight`), and the weighted gradient composed from the factors of those chosen.
+2. the pool's forward, and a backward to activations only: as each layer's output gradient arrives, the layer's share of the
+   scores is added up, and its factors or the gradients made from them are kept, whichever is less (``stream.py``);
+3. the choice (`ftw.choice`) on the host, after one transfer, and the weighted gradient composed from what was kept.
+
+With ``mode="two_pass"`` nothing is kept, and the gradient of those chosen comes from going back to them (``walk.py``).
 """
 
 from __future__ import annotations
 
 import math
-import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-import ftw
-from ftw import Selection, Status
+from ftw import Selection, Simplex, Status
+from ftw.choice import Products, check_options, choose
 from ftw.geometry import Operator
-from ftw.gradients import Record
-from ftw.gram import squared_norms
 
 from . import batches
 from .audit import audit
-from .backprop import gradients, has_reentrant
-from .capture import Capture, Sink, refuse_coupled_layers, trainable
+from .capture import refuse_coupled_layers, trainable
 from .optimizers import geometry
-from .precision import Ambient
-from .records import is_empty, join, seen
+from .passes import Passes, uncompiled
+from .pool import inner
+from .precision import Ambient, Overflow, overflowed
+from .solver import best_solver
+from .target import Target, refuse_nonfinite, refuse_target, target_of
+from .walk import Plan, Walk
 
 __all__ = ["FilterThenWeight"]
 
@@ -55,8 +56,8 @@ class FilterThenWeight:
     micro_batch : int, optional
         Walk a pool (and a target) in pieces of this many samples, to bound the memory of activations.
     on_nonfinite : {"raise", "drop"}
-        What to do about a sample whose loss or gradient is NaN or infinite: raise and name it, or go on without it. In
-        the target it always raises.
+        What to do about a sample whose loss or gradient is NaN or infinite: raise and name it, or go on without it. In the
+        target it always raises.
     damping : float
         Damping of the geometry, see `ftw.optimizers.adam`.
     shortlist : int, float or None
@@ -65,15 +66,27 @@ class FilterThenWeight:
         The one whose ``step`` follows: losses are scaled by it, and so is what is added to ``.grad``. A gradient that
         overflows (without ``on_nonfinite="drop"``) is passed on as an infinity, for the scaler to skip the step; the
         selection's status is then NOT_FINITE and its weights are NaN.
+    mode : {"auto", "one_pass", "two_pass"}
+        One pass keeps the pool's records and composes the update from them. Two passes keep nothing but scores and Gram
+        matrix, and go back to those chosen: less memory, ``keep/N`` of a plain step more. "auto" is one pass, and two from the
+        step on at which the records exceed ``memory_budget``; the log (``ftw_torch``) says so.
+        With ``target=None`` records are kept in any mode.
+    memory_budget : int, optional
+        Bytes of records that one pass may keep.
+    score_rank : int, optional
+        Score by the best approximation of this rank of ``P g_T`` for each matrix: cheaper where layers are wide.
     **options
-        ``filter``, ``weight``, ``constraint``, ``ridge``, ``guard`` and ``solver`` of `ftw.filter_then_weight`.
+        ``filter``, ``weight``, ``constraint``, ``ridge``, ``guard`` and ``solver`` of `ftw.filter_then_weight`. The default
+        solver is the compiled one of ``ftw_reference`` where that is installed.
 
     Notes
     -----
-    The arithmetic's floor, in plain training steps over the pool of N with V targets: ``1 + V/N + keep/(3N)``, and
-    ``shortlist/(3N)`` more for the exact Gram matrix; what is added to it on a given machine has not been measured yet.
-    Two extra buffers the size of the parameters (g_T and the diagonal of P), and the factors of the
-    pool: each layer's inputs, which autograd keeps anyway, and output gradients.
+    Cost, in plain training steps over the pool of N with V targets: at most ``1 + V/N + keep/(3N)``, and ``shortlist/(3N)``
+    more for the exact Gram matrix; where sequences are longer than layers are wide, ``1 + V/N`` for both. Two extra buffers the
+    size of the parameters (g_T and the diagonal of P), and the records of the pool: for each layer its inputs, which autograd
+    keeps anyway, and output gradients, or else its per-sample gradients. On a GPU a step waits for the device once, to make the
+    choice on the host (and once more while the guard is open, or where a pool is walked in pieces); the selection's tensors
+    are on the host.
 
     Examples
     --------
@@ -94,6 +107,9 @@ class FilterThenWeight:
         damping: float = 0.1,
         shortlist: int | float | None = 0.5,
         scaler: torch.amp.GradScaler | None = None,
+        mode: str = "auto",
+        memory_budget: int | None = None,
+        score_rank: int | None = None,
         **options: Any,
     ) -> None:
         if not isinstance(keep, int) or isinstance(keep, bool) or keep < 1:
@@ -102,6 +118,11 @@ class FilterThenWeight:
             raise ValueError(f"on_nonfinite={on_nonfinite!r} must be 'raise' or 'drop'")
         if micro_batch is not None and (not isinstance(micro_batch, int) or micro_batch < 1):
             raise ValueError(f"micro_batch={micro_batch!r} must be an int >= 1 or None")
+        if mode not in ("auto", "one_pass", "two_pass"):
+            raise ValueError(f"mode={mode!r} must be 'auto', 'one_pass' or 'two_pass'")
+        for name, value in (("memory_budget", memory_budget), ("score_rank", score_rank)):
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+                raise ValueError(f"{name}={value!r} must be an int >= 1 or None")
         allowed = {"filter", "weight", "constraint", "ridge", "guard", "solver"}
         if set(options) - allowed:
             raise TypeError(f"unknown options {sorted(set(options) - allowed)}; known: {sorted(allowed)}")
@@ -115,8 +136,12 @@ class FilterThenWeight:
         self.shortlist = shortlist
         self.scaler = scaler
         self.options = options
+        self.mode = mode
+        self.memory_budget = memory_budget
+        self.score_rank = score_rank
         self._slow: dict[str, str] = {}  # parameters left to per-sample autograd, and why
-        self._ambient = Ambient()
+        self._several: set[str] = set()  # parameters used more than once
+        self._two_passes = mode == "two_pass"
         self._audited = False
         self._warned = False
 
@@ -151,41 +176,31 @@ class FilterThenWeight:
         After an error ``.grad`` is as it was.
         """
         try:
-            with self._plain():
-                return self._backward(pool, target)
-        except _OverflowError as overflow:
+            selection, update, parameters = self._choose(pool, target, compose=True)
+        except Overflow as overflow:
             first = next(iter(trainable(self.model).values()))
             first.grad = torch.full_like(first, math.inf)
             return overflow.selection
-
-    def _backward(self, pool: Any, target: Any) -> Selection:
-        selection, candidates, parameters = self._choose(pool, target)
-        chosen = ftw.take(candidates, selection.indices)
-        update = ftw.combine(chosen, selection.weights)
-        with torch.no_grad():
-            for name, p in parameters.items():
-                if not is_empty(candidates[name]):  # as in a plain backward, what was not used gets no gradient
-                    g = update[name].reshape(p.shape).to(p.dtype)
-                    p.grad = g if p.grad is None else p.grad.add_(g)
+        for name, g in update.items():  # as in a plain backward, what was not used gets no gradient
+            p = parameters[name]
+            g = g.reshape(p.shape).to(p.dtype)
+            p.grad = g if p.grad is None else p.grad.add_(g)
         return selection
 
     def select(self, pool: Any, target: Any) -> Selection:
         """Return the choice and its weights; ``.grad`` stays untouched. Otherwise like `backward`."""
-        with self._plain():
-            return self._choose(pool, target)[0]
-
-    @contextmanager
-    def _plain(self) -> Iterator[None]:
-        """Keep the caller's autocast for the caller's losses."""
-        self._ambient = Ambient()
-        with self._ambient.off():
-            yield
+        try:
+            return self._choose(pool, target, compose=False)[0]
+        except Overflow as overflow:
+            return overflow.selection
 
     # ------------------------------------------------------------------------------------------------------------------
     # The stages
 
-    def _choose(self, pool: Any, target: Any) -> tuple[Selection, dict[str, Record], dict[str, nn.Parameter]]:
-        """Return the selection, the records of the whole pool, and the parameters."""
+    def _choose(
+        self, pool: Any, target: Any, *, compose: bool
+    ) -> tuple[Selection, dict[str, Tensor], dict[str, nn.Parameter]]:
+        """Return the selection, the update if it is asked for, and the parameters."""
         n = batches.size(pool, "pool")
         if self.keep > n:
             raise ValueError(f"keep={self.keep} exceeds the pool of {n} samples; offer more candidates or keep fewer")
@@ -198,222 +213,169 @@ class FilterThenWeight:
         if not parameters:
             raise ValueError("no parameter of the model requires a gradient: there is nothing to train")
         refuse_coupled_layers(self.model)
-        with torch.no_grad(), uncompiled():
+        scale = None
+        if self.scaler is not None and self.scaler.is_enabled():
+            scale = self.scaler.scale(torch.ones((), device=next(iter(parameters.values())).device))
+        ambient = Ambient()
+        passes = Passes(self.model, self.per_sample_loss, self._slow, ambient, scale)
+        with torch.no_grad(), uncompiled(), ambient.off():
             if not self._audited:
-                self._audited = audit(self._capture, self._losses, parameters, self._slow, pool, target)
-            goal = None if target is None else self._target(parameters, target)
-            operators = None if goal is None else self._geometry(parameters, goal.mean)
-            pieces, losses, scores = [], [], []
-            for piece in batches.split(pool, n, self.micro_batch):
-                share = None if goal is None or operators is None else Scores(goal.mean, operators)
-                found, records = self._capture(parameters, piece, "pool", sink=share)
-                pieces.append(records)
-                losses.append(found)
-                scores.append(None if share is None else share.total)
-            candidates = join(pieces, [len(x) for x in losses], parameters)
-            every = torch.cat(losses)  # (n,)
-            if goal is None or operators is None:  # the pool is its own target
-                first = next(iter(parameters.values()))
-                mean = ftw.combine(candidates, torch.full((n,), 1 / n, dtype=every.dtype, device=first.device))
-                goal = Target(mean, None, every.mean())
-                operators = self._geometry(parameters, goal.mean)
-                b = ftw.scores(candidates, goal.mean, operators)
-            else:
-                b = torch.cat(
-                    [x if x is not None else torch.zeros_like(y) for x, y in zip(scores, losses, strict=True)]
-                )
-            return self._decide(candidates, goal, operators, b, every), candidates, parameters
+                plain = Passes(self.model, self.per_sample_loss, self._slow, ambient)
+                self._audited = audit(plain.capture, plain.losses, parameters, self._slow, pool, target)
+            goal = self._target(passes, parameters, pool, target)
+            operators = geometry(self.optimizer, parameters, goal.mean, damping=self.damping)
+            captured = None
+            if target is None:  # the pool is its own target: its records are there
+                assert goal.samples is not None
+                captured, goal = (goal.losses, goal.samples), goal._replace(samples=None)
+            plan = self._plan(n, guarded=goal.samples is not None)
+            walk = Walk(passes, parameters, pool, goal.mean, operators, plan, self._several, captured)
+            if plan.keep and not walk.kept:
+                self._two_passes = True
+            selection, update = self._decide(walk, goal, operators, compose=compose)
+            return selection, update, parameters
 
-    def _target(self, parameters: dict[str, nn.Parameter], target: Any) -> Target:
-        """Return the target's mean gradient, with its samples' records if the guard wants them."""
-        m = batches.size(target, "target")
-        pieces = list(batches.split(target, m, self.micro_batch))
-        sizes = [batches.size(piece, "target") for piece in pieces]
-        if self.options.get("guard", 0.3) == 0:
-            total: dict[str, Tensor] = {}
-            losses = []
-            for piece, size in zip(pieces, sizes, strict=True):
-                with torch.enable_grad():
-                    found = self._losses(piece, size, "target")
-                    share = found.sum() / m
-                grads = gradients(share, list(parameters.values()), reentrant=has_reentrant([share]))
-                for (name, p), g in zip(parameters.items(), grads, strict=True):
-                    g = torch.zeros_like(p) if g is None else g
-                    total[name] = total[name].add_(g) if name in total else g
-                losses.append(found.detach())
-            _refuse_nonfinite(torch.cat(losses), None, "target")
-            shaped = {name: g.reshape(seen(g.shape)) for name, g in total.items()}
-            return Target(shaped, None, torch.cat(losses).mean())
-        if m == 1 and not self._warned:
-            self._warned = True
-            warnings.warn("the guard cannot judge one target sample: give two or more, or guard=0", stacklevel=4)
-        captured = [self._capture(parameters, piece, "target") for piece in pieces]
-        losses = [found for found, _ in captured]
-        _refuse_nonfinite(torch.cat(losses), None, "target")
-        samples = join([records for _, records in captured], sizes, parameters)
-        weights = torch.full((m,), 1 / m, dtype=losses[0].dtype, device=losses[0].device)
-        return Target(ftw.combine(samples, weights), samples, torch.cat(losses).mean())
+    def _target(self, passes: Passes, parameters: dict[str, nn.Parameter], pool: Any, target: Any) -> Target:
+        """Return the target's mean gradient, with its samples' records if the guard wants them; None is the pool itself."""
+        if target is None:
+            return target_of(passes, parameters, pool, self.micro_batch, samples=True, what="pool")
+        guarded = self.options.get("guard", 0.3) != 0
+        if guarded and batches.size(target, "target") == 1:
+            guarded = False
+            if not self._warned:
+                self._warned = True
+                warnings.warn("the guard cannot judge one target sample: give two or more, or guard=0", stacklevel=4)
+        return target_of(passes, parameters, target, self.micro_batch, samples=guarded)
 
-    def _geometry(self, parameters: dict[str, nn.Parameter], anticipate: dict[str, Tensor]) -> dict[str, Operator]:
-        scale = self._scale()
-        if scale != 1.0:
-            anticipate = {name: a / scale for name, a in anticipate.items()}
-        return geometry(self.optimizer, parameters, anticipate, damping=self.damping)
+    def _plan(self, n: int, *, guarded: bool) -> Plan:
+        """Return how to walk a pool of n."""
+        keep = not self._two_passes
+        budget = self.memory_budget if self.mode == "auto" else None
+        asked = self._asks(n)
+        if not asked and guarded and (not keep or budget is not None):
+            asked = self._go_on(n)  # the guard's means come from the Gram matrix where no records are
+        return Plan(asked, keep, self.micro_batch, self.score_rank, budget)
 
-    def _scale(self) -> float:
-        return 1.0 if self.scaler is None or not self.scaler.is_enabled() else float(self.scaler.get_scale())
+    def _go_on(self, n: int, keep: int | None = None) -> int:
+        """Return the length of the shortlist, or raise what is wrong with the options."""
+        o = self.options
+        return check_options(
+            n,
+            self.keep if keep is None else keep,
+            o.get("filter", "matching"),
+            o.get("weight", "qp"),
+            o.get("constraint", Simplex()),
+            o.get("ridge", 0.05),
+            self.shortlist,
+            o.get("guard", 0.3),
+        )
+
+    def _asks(self, n: int, keep: int | None = None) -> int:
+        """Return how many of the best by score the choice will ask the Gram matrix of."""
+        go_on = self._go_on(n, keep)
+        if self.options.get("filter", "matching") != "top_k":
+            return go_on
+        return (self.keep if keep is None else keep) if self.options.get("weight", "qp") == "qp" else 0
 
     def _decide(
-        self,
-        candidates: dict[str, Record],
-        goal: Target,
-        operators: dict[str, Operator],
-        scores: Tensor,
-        losses: Tensor,
-    ) -> Selection:
-        """Return the selection; a status that leaves no usable weights becomes an exception."""
-        n, keep = len(losses), self.keep
-        bad = ~(torch.isfinite(losses) & torch.isfinite(scores))  # (n,)
-        some_bad, all_zero = torch.stack([bad.any(), (scores == 0).all()]).tolist()
-        if all_zero:
-            raise RuntimeError(
-                "the scores of all candidates are exactly zero: the target's gradient does not reach any parameter "
-                "that the pool trains, or the optimizer's response is zero"
+        self, walk: Walk, goal: Target, operators: dict[str, Operator], *, compose: bool
+    ) -> tuple[Selection, dict[str, Tensor]]:
+        """Return the selection, made on the host, and its update; a status without usable weights becomes an exception."""
+        n = len(walk.losses)
+        asked = self._asks(n)
+        first = walk.scores.argsort(descending=True, stable=True)[:asked].sort().values if asked else None  # NaN last
+        gram = None if first is None else walk.gram(None if asked == n else first)
+        square = _sum([inner(g, operators[name], g) for name, g in goal.mean.items()])
+        lengths = None if goal.samples is None else walk.unscaled(goal.samples.lengths(operators).mean(), 2)
+        fetched = fetch([walk.losses, walk.scores, goal.losses, square, lengths, gram, first])
+        losses, scores, target_losses, square, lengths, gram, first = fetched
+        if walk.captured is None:
+            refuse_nonfinite(target_losses, None, "target")
+        good = self._good(losses, scores, goal)
+        keep = self.keep if good is None else min(self.keep, len(good))
+        composed: dict[tuple[Any, ...], dict[str, Tensor]] = {}
+
+        def update(indices: Tensor, weights: Tensor) -> dict[str, Tensor]:
+            key = tuple(indices.tolist()), tuple(weights.tolist())
+            if key not in composed:
+                composed.clear()
+                composed[key] = walk.combine(*key)
+            return composed[key]
+
+        def place(indices: Tensor | None) -> Tensor | None:
+            """From the choice's numbers of candidates to the pool's."""
+            return good if indices is None else indices if good is None else good[indices]
+
+        def some_gram(indices: Tensor | None) -> Tensor:
+            where = place(indices)
+            if where is None or (asked == n and gram is not None):
+                return gram if where is None else gram[where][:, where]
+            if first is not None and gram is not None and torch.isin(where, first).all():
+                at = torch.searchsorted(first, where)
+                return gram[at][:, at]
+            found: Tensor = fetch([walk.gram(where.to(walk.losses.device))])[0]
+            return found
+
+        def length(indices: Tensor, weights: Tensor) -> Tensor:
+            where: Any = place(indices)
+            found = [inner(g, operators[name], g) for name, g in update(where, weights).items()]
+            return walk.unscaled(_sum(found), 2).to(scores.device)
+
+        def against_mean(order: Tensor, short: Tensor | None) -> Any:
+            device = walk.losses.device
+            every: Any = place(order)
+            here = place(short)
+            found = walk.against_mean(
+                every.to(device), None if here is None else here.to(device), walk.scores, square.to(device)
             )
-        good = None
-        if some_bad:
-            finite = bool(torch.isfinite(losses).all())
-            if self._scale() != 1.0 and finite and (self.on_nonfinite == "raise" or bool(bad.all())):
-                raise _OverflowError(self._skipped(losses, scores, goal))
-            if bool(bad.all()):
-                _refuse_target(goal)
-            if self.on_nonfinite == "raise" or bool(bad.all()):
-                _refuse_nonfinite(losses, scores, "pool")
-            good = torch.nonzero(~bad)[:, 0]  # (n',)
-            candidates, scores, keep = ftw.take(candidates, good), scores[good], min(keep, len(good))
-        options = {"target_samples": goal.samples, "shortlist": self.shortlist, **self.options}
-        chosen = ftw.filter_then_weight(candidates, goal.mean, operators, keep=keep, scores=scores, **options)
+            return tuple(x.to(scores.dtype) for x in fetch(list(found)))
+
+        options = {"solver": best_solver(), "shortlist": self.shortlist, **self.options}
+        targets = 0 if goal.samples is None else goal.samples.samples
+        products = Products(some_gram, length, square, lengths, against_mean)
+        chosen = choose(scores if good is None else scores[good], products, keep=keep, targets=targets, **options)
         status = Status(int(chosen.status))
         if status in (Status.NOT_FINITE, Status.INFEASIBLE, Status.NOT_PSD):
             raise RuntimeError(f"no weights for this pool: {status.message} ({status.name})")
         if good is not None:
-            full = torch.full((n,), math.nan, dtype=scores.dtype, device=scores.device).index_copy(0, good, scores)
+            full = torch.full((n,), math.nan, dtype=scores.dtype).index_copy(0, good, scores[good])
             chosen = chosen._replace(indices=good[chosen.indices], scores=full)
-        scale = self._scale()
-        return chosen._replace(losses=losses / scale, target_loss=goal.loss / scale)
+        chosen = chosen._replace(losses=losses, target_loss=target_losses.mean())
+        return chosen, update(chosen.indices, chosen.weights) if compose else {}
 
-    def _skipped(self, losses: Tensor, scores: Tensor, goal: Target) -> Selection:
-        """Return the selection of a step that the gradient scaler is to skip."""
-        nan, scale = scores.new_full((), math.nan), self._scale()
-        return Selection(
-            indices=torch.arange(self.keep, device=losses.device),
-            weights=nan.expand(self.keep),
-            scores=scores,
-            match=nan,
-            predicted_decrease=nan,
-            effective_size=nan,
-            shrinkage=nan,
-            count=torch.zeros((), dtype=torch.int64, device=losses.device),
-            status=torch.tensor(int(Status.NOT_FINITE), dtype=torch.int32, device=losses.device),
-            losses=losses / scale,
-            target_loss=goal.loss / scale,
-            signal=nan,
-        )
-
-    # ------------------------------------------------------------------------------------------------------------------
-    # Passes
-
-    def _losses(self, batch: Any, n: int, what: str) -> Tensor:
-        """Return the per-sample losses (n,) of a batch, or raise what is wrong with them."""
-        with self._ambient.on():
-            losses = self.per_sample_loss(self.model, batch)
-        if not isinstance(losses, Tensor) or tuple(losses.shape) != (n,):
-            got = f"a tensor {tuple(losses.shape)}" if isinstance(losses, Tensor) else f"a {type(losses).__name__}"
-            raise ValueError(
-                f"per_sample_loss must return one loss for each of the {n} samples of the {what}, a tensor ({n},); "
-                f"got {got}. A loss function's reduction='none', then a mean over tokens, gives that; a mean over "
-                "samples does not"
+    def _good(self, losses: Tensor, scores: Tensor, goal: Target) -> Tensor | None:
+        """Return the samples that are finite if some are not and may be dropped, None for all; raise otherwise."""
+        bad = ~(torch.isfinite(losses) & torch.isfinite(scores))  # (n,)
+        if bool((scores == 0).all()):
+            raise RuntimeError(
+                "the scores of all candidates are exactly zero: the target's gradient does not reach any parameter that the "
+                "pool trains, or the optimizer's response is zero"
             )
-        if not losses.requires_grad:
-            raise ValueError(
-                f"the losses of the {what} do not depend on any parameter that requires a gradient; is something "
-                "detached, or computed under torch.no_grad()?"
-            )
-        return losses if self.scaler is None else self.scaler.scale(losses)
-
-    def _capture(
-        self,
-        parameters: Mapping[str, nn.Parameter],
-        batch: Any,
-        what: str,
-        sink: Sink | None = None,
-    ) -> tuple[Tensor, dict[str, Record]]:
-        """Return the losses (n,) of a batch, detached, and its records."""
-        n = batches.size(batch, what)
-        tensors = [tensor for _, tensor in batches.leaves(batch)]
-        with torch.enable_grad(), Capture(parameters, n, tensors, slow=self._slow, sink=sink) as capture:
-            losses = self._losses(batch, n, what)
-            records = capture.backward(losses)
-        return losses.detach(), records
+        if not bool(bad.any()):
+            return None
+        if bool(bad.all()) and (self.scaler is None or not self.scaler.is_enabled()):
+            refuse_target(goal)
+        if self.on_nonfinite == "raise" or bool(bad.all()):
+            if self.scaler is not None and self.scaler.is_enabled() and bool(torch.isfinite(losses).all()):
+                raise Overflow(overflowed(self.keep, scores, losses, goal.losses))
+            refuse_nonfinite(losses, scores, "pool")
+        return torch.nonzero(~bad)[:, 0]  # (n',)
 
 
-class _OverflowError(FloatingPointError):
-    """A gradient overflowed in 16 bits under a gradient scaler."""
-
-    def __init__(self, selection: Selection) -> None:
-        super().__init__("a gradient is not finite at this scale of the gradient scaler; update it and go on")
-        self.selection = selection
-
-
-class Target(NamedTuple):
-    """What the target says at this step."""
-
-    mean: dict[str, Tensor]
-    samples: dict[str, Record] | None
-    loss: Tensor
+def fetch(tensors: list[Any]) -> list[Any]:
+    """Return the tensors on the host, at the cost of one wait for the device; None stays None."""
+    found = [x for x in tensors if x is not None]
+    if all(x.device.type == "cpu" for x in found):
+        return tensors
+    wide = torch.float64 if any(x.dtype in (torch.float64, torch.int64) for x in found) else torch.float32
+    flat = torch.cat([x.reshape(-1).to(wide) for x in found]).cpu()
+    parts = iter(flat.split([x.numel() for x in found]))
+    return [None if x is None else next(parts).to(x.dtype).view(x.shape) for x in tensors]
 
 
-class Scores:
-    """Adds up ``<g_i, P g_T>`` (n,) while the records of a backward come in."""
-
-    def __init__(self, target: Mapping[str, Tensor], operators: Mapping[str, Operator]) -> None:
-        self.target, self.operators = target, operators
-        self.total: Tensor | None = None
-
-    def __call__(self, name: str, record: Record) -> Record:
-        """Add one record's share; keep the record."""
-        part = ftw.scores({name: record}, {name: self.target[name]}, {name: self.operators[name]})  # (n,)
-        self.total = part if self.total is None else self.total + part
-        return record
-
-
-def _refuse_target(goal: Target) -> None:
-    """Raise if the target's gradient is not finite, naming the samples if their records are there."""
-    if goal.samples is not None:
-        lengths = squared_norms(goal.samples, dict.fromkeys(goal.samples, ftw.Scale(1.0)))  # (m,)
-        _refuse_nonfinite(torch.zeros_like(lengths), lengths, "target")
-    broken = [name for name, g in goal.mean.items() if not bool(torch.isfinite(g).all())]
-    if broken:
-        raise FloatingPointError(f"the gradient of the target is not finite in {', '.join(map(repr, broken[:8]))}")
-
-
-def _refuse_nonfinite(losses: Tensor, scores: Tensor | None, what: str) -> None:
-    """Raise if a loss, or else a score, is NaN or infinite, naming the samples."""
-    for kind, values in (("loss", losses), ("gradient", scores)):
-        if values is None:
-            continue
-        bad = torch.nonzero(~torch.isfinite(values))[:, 0].tolist()
-        if bad:
-            named = ", ".join(map(str, bad[:8])) + (", ..." if len(bad) > 8 else "")
-            remedy = "; on_nonfinite='drop' goes on without them" if what == "pool" else ""
-            raise FloatingPointError(f"the {kind} of {what} sample {named} is not finite{remedy}")
-
-
-@contextmanager
-def uncompiled() -> Iterator[None]:
-    """Run compiled models eagerly: a compiled graph has the layers fused away that capture must see."""
-    if "torch._dynamo" not in sys.modules:
-        yield
-        return
-    with torch.compiler.set_stance("force_eager"):
-        yield
+def _sum(terms: list[Tensor]) -> Tensor:
+    """Return the sum of 0-d tensors, in the widest of their dtypes."""
+    total = terms[0]
+    for x in terms[1:]:
+        total = total.to(torch.promote_types(total.dtype, x.dtype)) + x
+    return total

@@ -1,0 +1,150 @@
+"""Passes over a batch: its losses, its records, and the gradient of a weighted few that is found by going back a second time."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ftw.gradients import Record
+
+from . import batches
+from .backprop import gradients, has_reentrant
+from .capture import Capture, Sink
+from .precision import Ambient
+from .records import seen
+
+__all__ = ["Passes", "Randomness", "as_seen", "uncompiled"]
+
+
+class Passes:
+    """The model's losses on a batch, alone or with the records of their gradients.
+
+    Parameters
+    ----------
+    model : nn.Module
+    per_sample_loss : callable
+    slow : dict of str to str
+        Parameters left to per-sample autograd, see `Capture`.
+    ambient : Ambient
+        The autocast under which the losses are computed.
+    scale : tensor (), optional
+        A GradScaler's: what losses are multiplied by before a backward.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        per_sample_loss: Any,
+        slow: dict[str, str],
+        ambient: Ambient | None = None,
+        scale: Tensor | None = None,
+    ) -> None:
+        self.model, self.per_sample_loss, self.slow = model, per_sample_loss, slow
+        self.ambient, self.scale = Ambient() if ambient is None else ambient, scale
+
+    def unscaled(self, x: Tensor, power: int = 1) -> Tensor:
+        """Return what was multiplied by the scale, to a power, without it."""
+        return x if self.scale is None else x / self.scale.to(x.device, x.dtype) ** power
+
+    def losses(self, batch: Any, n: int, what: str) -> Tensor:
+        """Return the per-sample losses (n,) of a batch, or raise what is wrong with them."""
+        with self.ambient.on():
+            losses = self.per_sample_loss(self.model, batch)
+        if not isinstance(losses, Tensor) or tuple(losses.shape) != (n,):
+            got = f"a tensor {tuple(losses.shape)}" if isinstance(losses, Tensor) else f"a {type(losses).__name__}"
+            raise ValueError(
+                f"per_sample_loss must return one loss for each of the {n} samples of the {what}, a tensor ({n},); got "
+                f"{got}. A loss function's reduction='none', then a mean over tokens, gives that; a mean over samples does "
+                "not"
+            )
+        if not losses.requires_grad:
+            raise ValueError(
+                f"the losses of the {what} do not depend on any parameter that requires a gradient; is something detached, "
+                "or computed under torch.no_grad()?"
+            )
+        return losses
+
+    def capture(
+        self, parameters: Mapping[str, nn.Parameter], batch: Any, what: str, sink: Sink | None = None
+    ) -> tuple[Tensor, dict[str, Record]]:
+        """Return the losses (n,) of a batch, detached, and its records."""
+        n = batches.size(batch, what)
+        tensors = [tensor for _, tensor in batches.leaves(batch)]
+        with torch.enable_grad(), Capture(parameters, n, tensors, slow=self.slow, sink=sink) as capture:
+            losses = self.losses(batch, n, what)
+            records = capture.backward(losses if self.scale is None else losses * self.scale.to(losses.dtype))
+        return losses.detach(), records
+
+    def gradient(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        batch: Any,
+        what: str,
+        weights: Tensor | float,
+        rows: Tensor | None = None,
+        total: dict[str, Tensor] | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the losses (n,) of a batch, and ``sum_i w_i g_i`` by plain autograd, added to a total.
+
+        ``rows`` says which samples the weights belong to; the others do not enter. Parameters that are not used are missing.
+        """
+        total = {} if total is None else total
+        with torch.enable_grad():
+            losses = self.losses(batch, batches.size(batch, what), what)
+            share = ((losses if rows is None else losses[rows]) * weights).sum()
+            share = share if self.scale is None else share * self.scale.to(share.dtype)
+        grads = gradients(share, list(parameters.values()), reentrant=has_reentrant([share]))
+        for (name, _), g in zip(parameters.items(), grads, strict=True):
+            if g is not None:
+                total[name] = total[name].add_(g) if name in total else g
+        return losses.detach(), total
+
+
+def as_seen(total: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return gradients under the shapes of records."""
+    return {name: g.reshape(seen(g.shape)) for name, g in total.items()}
+
+
+class Randomness:
+    """States of the random generators at the starts of the pieces of a pass, so that it can be run again with the same masks."""
+
+    def __init__(self, parameters: Mapping[str, Tensor]) -> None:
+        self.devices = sorted({p.device.index or 0 for p in parameters.values() if p.device.type == "cuda"})
+        self.states = [self._state()]
+
+    def mark(self) -> None:
+        """Write down the state, at the end of a piece."""
+        self.states.append(self._state())
+
+    @property
+    def used(self) -> bool:
+        """Whether any piece drew random numbers."""
+        first = self.states[0]
+        return any(not torch.equal(x, y) for state in self.states[1:] for x, y in zip(first, state, strict=True))
+
+    @contextmanager
+    def again(self, piece: int) -> Iterator[None]:
+        """Run a block with the random numbers of a piece; afterwards the generators are as they were."""
+        with torch.random.fork_rng(devices=self.devices):
+            torch.set_rng_state(self.states[piece][0])
+            for device, state in zip(self.devices, self.states[piece][1:], strict=True):
+                torch.cuda.set_rng_state(state, device)
+            yield
+
+    def _state(self) -> list[Tensor]:
+        return [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in self.devices)]
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """Run compiled models eagerly: a compiled graph has the layers fused away that capture must see."""
+    if "torch._dynamo" not in sys.modules:
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield

@@ -1,0 +1,181 @@
+"""What happens to a record while the backward is still running: scored, perhaps written out, perhaps forgotten.
+
+A layer's factors A (t, d_in) and B (t, d_out) say the same as its gradient G = B'A (d_out, d_in). From the moment both are there
+the cheaper of the two is kept. For t beyond ``d_out d_in / (d_out + d_in)`` that is G: forming it costs what scoring by the
+factors would, and then the score, the Gram matrix and the update are next to free. Below, the factors are smaller; their Gram
+matrix is then added up at once, while a block of G is in the cache, if the whole pool's costs less than the shortlist's later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ftw import Dense, OuterProduct, Rows, sketch
+from ftw.geometry import Diagonal, Operator, Scale
+from ftw.gradients import Record, matrix_shape
+
+from .blocks import add_gram, product, root_of
+from .records import bytes_of
+
+__all__ = ["Stream", "worth_writing", "written"]
+
+BLOCK_BYTES = 2**22
+
+
+class Stream:
+    """Takes the records of one piece of a pool as they arrive.
+
+    Parameters
+    ----------
+    target : mapping of str to tensor
+        g_T.
+    operators : mapping of str to operator
+        P.
+    samples : int
+        In this piece.
+    shortlist : int
+        How many of them the Gram matrix is for; 0 if none is asked for.
+    whole : bool
+        Whether this piece is the whole pool, so that its Gram matrix can be added up at once.
+    keep : bool
+        Whether records are kept for the update. If not, every Gram matrix is added up at once.
+    several : set of str
+        Parameters known to be used more than once: the Gram matrix needs all their records together. Grows.
+    rank : int, optional
+        Score by the best approximation of this rank of ``P g_T``, see `ftw.sketch.low_rank`.
+    budget : int, optional
+        Bytes that may be kept; at the first record beyond them ``keep`` turns False.
+    """
+
+    def __init__(
+        self,
+        target: Mapping[str, Tensor],
+        operators: Mapping[str, Operator],
+        samples: int,
+        *,
+        shortlist: int = 0,
+        whole: bool = True,
+        keep: bool = True,
+        several: set[str] | None = None,
+        rank: int | None = None,
+        budget: int | None = None,
+    ) -> None:
+        self.target, self.operators, self.samples = target, operators, samples
+        self.shortlist, self.whole, self.keep = shortlist, whole, keep
+        self.several = set() if several is None else several
+        self.rank, self.budget = rank, budget
+        self.scores: Tensor | None = None
+        self.grams: dict[str, Tensor] = {}  # (n, n) of parameters whose Gram matrix is there already
+        self.kept = 0  # bytes
+        self.conflict = False  # a parameter was forgotten, and then used again
+        self._seen: set[str] = set()
+
+    def __call__(self, name: str, record: Record) -> Record | None:
+        """Score a record; return what is to be kept of it."""
+        if name in self._seen:
+            self.several.add(name)
+            self.conflict = self.conflict or not self.keep
+            self.grams.pop(name, None)
+        alone = name not in self.several
+        self._seen.add(name)
+        operator = self.operators[name]
+        direction = operator.apply(self.target[name])  # M = P g_T
+        plain = isinstance(operator, (Diagonal, Scale))
+        at_once = bool(self.shortlist) and self.whole and alone
+        if isinstance(record, OuterProduct) and self.rank is None:
+            n, t = record.inputs.shape[:2]
+            cheap = n * n <= self.shortlist * t or not self.keep
+            if worth_writing(record, self.keep):
+                record = written(record)
+            elif at_once and plain and cheap:
+                score, self.grams[name] = _both(record, direction, operator)
+                self._add(score)
+                return self._keep(name, record)
+        self._add(score_by(record, direction, self.rank))
+        if at_once and not self.keep:
+            self.grams[name] = add_gram([record], operator)
+        return self._keep(name, record)
+
+    def _add(self, score: Tensor) -> None:
+        self.scores = score if self.scores is None else self.scores + score
+
+    def _keep(self, name: str, record: Record) -> Record | None:
+        size = bytes_of(record)
+        if self.keep and self.budget is not None and self.kept + size > self.budget:
+            self.keep = False
+            if self.shortlist and self.whole and name not in self.several and name not in self.grams:
+                self.grams[name] = add_gram([record], self.operators[name])
+        if self.keep or name in self.several:
+            self.kept += size
+            return record
+        return None
+
+
+def worth_writing(record: OuterProduct, keep: bool = True, slack: float = 1.0) -> bool:
+    """Tell whether written-out gradients take less memory than their factors."""
+    d_out, d_in = record.shape
+    t = record.inputs.shape[1]
+    factors = t * (d_in * record.inputs.dtype.itemsize + d_out * record.output_grads.dtype.itemsize)  # type: ignore[attr-defined]
+    return keep and d_out * d_in * max(record.output_grads.dtype.itemsize, 4) <= slack * factors  # type: ignore[attr-defined]
+
+
+def written(record: OuterProduct) -> Dense:
+    """Return the gradients written out, (n, d_out, d_in), in float32 or wider."""
+    a: Any = record.inputs
+    b: Any = record.output_grads
+    return Dense(product(b.mT, a))
+
+
+def score_by(record: Record, direction: Tensor, rank: int | None) -> Tensor:
+    """Return ``<G_i, M>`` (n,), with M cut down to a rank if one is given and it pays."""
+    if isinstance(record, Rows):  # M may be of 128 000 rows, of which few are looked up
+        b: Any = record.output_grads
+        rows = torch.nn.functional.embedding(record.indices, direction)  # type: ignore[arg-type]
+        return (rows * b).sum((1, 2))
+    if rank is not None and isinstance(record, OuterProduct) and rank + 8 < min(record.shape):
+        cut = sketch.low_rank({"": direction}, rank)[""]  # (d_out, r), (r, d_in)
+        a: Any = record.inputs
+        b = record.output_grads
+        return (product(b, cut.left.to(b.dtype)) * product(a, cut.right.T.to(a.dtype))).sum((1, 2))
+    if isinstance(record, Dense):
+        g: Any = record.grads
+        return g.reshape(g.shape[0], -1).to(direction.dtype) @ direction.reshape(-1)
+    if isinstance(record, OuterProduct):
+        a, b = record.inputs, record.output_grads
+        wide = torch.promote_types(direction.dtype, torch.promote_types(a.dtype, b.dtype))
+        d_out, d_in = record.shape
+        if d_in <= d_out:
+            return torch.einsum("ntd,ntd->n", a.to(wide), _wide(b, direction, wide))
+        return torch.einsum("ntd,ntd->n", b.to(wide), _wide(a, direction.T, wide))
+    parts = [score_by(part, direction, rank) for part in record.parts]
+    return torch.stack(parts).sum(0)
+
+
+def _wide(x: Tensor, m: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return ``x @ m`` in a wide dtype."""
+    return x.to(dtype) @ m.to(dtype)
+
+
+def _both(record: OuterProduct, direction: Tensor, operator: Operator) -> tuple[Tensor, Tensor]:
+    """Return scores (n,) and Gram matrix (n, n) from blocks of rows of every G_i, each formed once and forgotten."""
+    a: Any = record.inputs
+    b: Any = record.output_grads
+    n = a.shape[0]
+    height, width = matrix_shape(record.shape)
+    rows = max(1, BLOCK_BYTES // (n * width * max(b.element_size(), 4)))
+    scores: Any = None
+    gram: Any = None
+    for start in range(0, height, rows):
+        part = slice(start, min(start + rows, height))
+        g = product(b[:, :, part].mT, a)  # (n, r, d_in)
+        flat = g.view(n, -1)  # (n, r d_in)
+        score = flat @ direction[part].reshape(-1).to(g.dtype)
+        root = root_of(operator, part)
+        flat = (g * root).view(n, -1) if isinstance(root, Tensor) else flat * root
+        scores = score if scores is None else scores + score
+        gram = flat @ flat.T if gram is None else gram.addmm_(flat, flat.T)
+    return scores, gram

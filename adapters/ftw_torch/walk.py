@@ -1,0 +1,236 @@
+"""One walk over the pool, and what can be asked afterwards, whether its records were kept or not.
+
+*Kept* (one pass): the update is composed from the records of those chosen. *Not kept* (two passes): scores and Gram matrix are
+added up while the backward runs, every record is forgotten at once, and the gradient of those chosen comes from going back to
+them with their weights. The Gram matrix of a pool that is walked in several pieces needs records of different pieces side by
+side; then the second pass captures the shortlist, piece by piece, and keeps that.
+
+A second pass draws the random numbers of the first: the dropout mask that was scored is the one that is applied.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ftw import _array as arrays
+from ftw.choice import strata
+from ftw.geometry import Operator
+from ftw.gradients import Record
+
+from . import batches
+from .passes import Passes, Randomness, as_seen
+from .pool import Pool, inner
+from .stream import Stream
+
+__all__ = ["Plan", "Walk"]
+
+log = logging.getLogger("ftw_torch")
+
+
+class Plan(NamedTuple):
+    """How to walk a pool."""
+
+    shortlist: int  # candidates whose Gram matrix may be asked for, 0 for none
+    keep: bool = True
+    micro_batch: int | None = None
+    rank: int | None = None
+    budget: int | None = None  # bytes of records
+
+
+class Walk:
+    """The pool as seen by one target and one geometry.
+
+    Parameters
+    ----------
+    passes : Passes
+    parameters : mapping of str to Parameter
+    pool : batch
+    target, operators : mapping by parameter name
+        g_T and P.
+    plan : Plan
+    several : set of str
+        Parameters known to be used more than once; grows.
+    captured : (tensor (n,), Pool), optional
+        Losses and records, if the pool has been walked already.
+    """
+
+    def __init__(
+        self,
+        passes: Passes,
+        parameters: Mapping[str, nn.Parameter],
+        pool: Any,
+        target: Mapping[str, Tensor],
+        operators: Mapping[str, Operator],
+        plan: Plan,
+        several: set[str],
+        captured: tuple[Tensor, Pool] | None = None,
+    ) -> None:
+        self.passes, self.parameters, self.batch = passes, parameters, pool
+        self.target, self.operators, self.plan, self.several = target, operators, plan, several
+        n = batches.size(pool, "pool")
+        self.batches = list(batches.split(pool, n, plan.micro_batch))
+        self.sizes = [batches.size(piece, "pool") for piece in self.batches]
+        self.randomness = Randomness(parameters)
+        self.kept = plan.keep
+        self._members: tuple[list[int], Pool] | None = None
+        self.captured = captured
+        if captured is not None:
+            self.kept = True
+            self.losses, self.pool = captured
+            direction: dict[str, Any] = {name: operators[name].apply(g) for name, g in target.items()}
+            self.scores = self.unscaled(self.pool.scores(direction))
+            self.used = self.pool.used
+            return
+        if not self._first():  # a parameter was forgotten and then used again: now it is known
+            self._first(again=True)
+
+    def _first(self, *, again: bool = False) -> bool:
+        """Walk the pool; return False if that must be done again."""
+        losses, scores, pieces, grams, left = [], [], [], {}, self.plan.budget
+        for i, (batch, size) in enumerate(zip(self.batches, self.sizes, strict=True)):
+            stream = Stream(
+                self.target,
+                self.operators,
+                size,
+                shortlist=self.plan.shortlist,
+                whole=len(self.sizes) == 1,
+                keep=self.kept,
+                several=self.several,
+                rank=self.plan.rank,
+                budget=left,
+            )
+            if again:
+                with self.randomness.again(i):
+                    found, records = self.passes.capture(self.parameters, batch, "pool", sink=stream)
+            else:
+                found, records = self.passes.capture(self.parameters, batch, "pool", sink=stream)
+                self.randomness.mark()
+            if stream.conflict and not again:
+                for rest in self.batches[i + 1 :]:  # the generators move on as in a whole walk
+                    self.passes.capture(self.parameters, rest, "pool", sink=lambda name, record: None)
+                    self.randomness.mark()
+                return False
+            if self.kept and not stream.keep:
+                self.kept = False
+                log.info("the records of this pool exceed the budget of %d bytes: two passes", self.plan.budget)
+            left = None if left is None else max(left - stream.kept, 0)
+            losses.append(found)
+            scores.append(torch.zeros_like(found) if stream.scores is None else stream.scores)
+            pieces.append(records)
+            grams = stream.grams
+        self.losses, self.scores = torch.cat(losses), self.unscaled(torch.cat(scores))  # (n,), (n,)
+        self.pool = Pool(self.parameters, pieces, self.sizes, grams)
+        self.used = self.pool.used
+        return True
+
+    # ------------------------------------------------------------------------------------------------------------------
+    # What can be asked
+
+    def gram(self, indices: Tensor | None) -> Tensor:
+        """Return ``<g_i, P g_j>`` (s, s)."""
+        if self.kept or len(self.sizes) == 1:
+            return self.unscaled(self.pool.gram(self.operators, indices), 2)
+        every = list(range(len(self.losses))) if indices is None else indices.tolist()
+        places, pool = self._captured(every)
+        return self.unscaled(pool.gram(self.operators, self._index([places.index(i) for i in every])), 2)
+
+    def unscaled(self, x: Tensor, power: int = 1) -> Tensor:
+        """Return a product of the pool's gradients without a GradScaler's scale; `combine` keeps it, as ``.grad`` does."""
+        return self.passes.unscaled(x, power)
+
+    def combine(self, indices: Sequence[int], weights: Sequence[float]) -> dict[str, Tensor]:
+        """Return ``{name: sum_i w_i g_i}`` of parameters that were used."""
+        if self.kept:
+            return self.pool.combine(indices, weights)
+        chosen = [(i, w) for i, w in zip(indices, weights, strict=True) if w != 0]
+        if self._members is not None and all(i in self._members[0] for i, _ in chosen):
+            places, pool = self._members
+            return pool.combine([places.index(i) for i, _ in chosen], [w for _, w in chosen])
+        return self._second(chosen)
+
+    def against_mean(
+        self, order: Tensor, short: Tensor | None, scores: Tensor, square: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return ``|g_T - g_P|^2`` and ``<g_i, P g_P>`` of the shortlist, g_P the pool's mean as estimated by `strata`."""
+        places, shares = strata(len(order), len(order) if short is None else len(short))
+        which = order[self._index(places, order)]
+        if self.kept:
+            mean = {name: self.unscaled(g) for name, g in self.pool.combine(which.tolist(), shares).items()}
+            apart = [self.target[name] - mean[name] if name in mean else g for name, g in self.target.items()]
+            distance = sum(inner(g, p, g) for g, p in zip(apart, self.operators.values(), strict=True))
+            direction: dict[str, Any] = {name: self.operators[name].apply(g) for name, g in mean.items()}
+            return torch.as_tensor(distance), self.unscaled(self.pool.scores(direction, short))
+        own = torch.arange(len(order), device=order.device) if short is None else short
+        every = torch.cat([own, which])
+        K = self.gram(every)
+        sigma = torch.tensor(shares, dtype=K.dtype, device=K.device)
+        s = len(own)
+        means = K[:s, s:] @ sigma
+        b = scores[which].to(K.dtype)
+        return square - 2 * (b @ sigma) + sigma @ K[s:, s:] @ sigma, means
+
+    # ------------------------------------------------------------------------------------------------------------------
+    # The second pass
+
+    def _second(self, chosen: list[tuple[int, float]]) -> dict[str, Tensor]:
+        """Return the gradient of those chosen by plain autograd."""
+        total: dict[str, Tensor] = {}
+        if self.randomness.used:  # masks are drawn for whole pieces
+            for i, here in self._by_piece([i for i, _ in chosen]):
+                weights = [dict(chosen)[j] for j in here]
+                start = sum(self.sizes[:i])
+                rows = self._index([j - start for j in here])
+                with self.randomness.again(i):
+                    self.passes.gradient(
+                        self.parameters, self.batches[i], "pool", self._weights(weights), rows=rows, total=total
+                    )
+            return as_seen(total)
+        step = self.plan.micro_batch or len(chosen)
+        for start in range(0, len(chosen), max(step, 1)):
+            part = chosen[start : start + step]
+            batch = batches.take(self.batch, self._index([i for i, _ in part]))
+            self.passes.gradient(self.parameters, batch, "pool", self._weights([w for _, w in part]), total=total)
+        return as_seen(total)
+
+    def _captured(self, wanted: Sequence[int]) -> tuple[list[int], Pool]:
+        """Return samples in order with their records, captured anew unless they are there."""
+        if self._members is not None and set(wanted) <= set(self._members[0]):
+            return self._members
+        places = sorted(set(wanted))
+        found: list[dict[str, Record]] = []
+        sizes = []
+        for i, here in self._by_piece(places):
+            start = sum(self.sizes[:i])
+            rows = self._index([j - start for j in here])
+            if self.randomness.used:
+                with self.randomness.again(i):
+                    _, records = self.passes.capture(self.parameters, self.batches[i], "pool")
+                xp = arrays.namespace(rows)
+                records = {name: record.take(xp, rows) for name, record in records.items()}
+            else:
+                _, records = self.passes.capture(self.parameters, batches.take(self.batches[i], rows), "pool")
+            found.append(records)
+            sizes.append(len(here))
+        self._members = places, Pool(self.parameters, found, sizes)
+        return self._members
+
+    def _by_piece(self, indices: Sequence[int]) -> list[tuple[int, list[int]]]:
+        """Return the pieces that hold some of the samples, with those samples."""
+        out, start = [], 0
+        for i, size in enumerate(self.sizes):
+            here = [j for j in indices if start <= j < start + size]
+            start += size
+            if here:
+                out.append((i, here))
+        return out
+
+    def _index(self, places: Sequence[int], like: Tensor | None = None) -> Tensor:
+        return torch.tensor(places, dtype=torch.int64, device=(self.losses if like is None else like).device)
+
+    def _weights(self, weights: Sequence[float]) -> Tensor:
+        return torch.tensor(weights, dtype=self.losses.dtype, device=self.losses.device)
