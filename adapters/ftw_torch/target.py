@@ -55,10 +55,10 @@ def target_of(
             records.append(captured)
         pool = Pool(parameters, records, [len(x) for x in losses])
         mean = pool.combine(range(m), [1 / m] * m)
-    mean = {name: passes.unscaled(g) for name, g in mean.items()}
-    for name, p in parameters.items():
-        if name not in mean:
-            mean[name] = p.detach().new_zeros(seen(p.shape))
+    mean = {
+        name: passes.unscaled(mean[name]) if name in mean else p.detach().new_zeros(seen(p.shape))
+        for name, p in parameters.items()
+    }
     every = torch.cat(losses)  # (m,)
     if (
         every.device.type == "cpu" and what == "target"

@@ -161,8 +161,8 @@ class Walk:
         which = order[self._index(places, order)]
         if self.kept:
             mean = {name: self.unscaled(g) for name, g in self.pool.combine(which.tolist(), shares).items()}
-            apart = [self.target[name] - mean[name] if name in mean else g for name, g in self.target.items()]
-            distance = sum(inner(g, p, g) for g, p in zip(apart, self.operators.values(), strict=True))
+            apart = {name: g - mean[name] if name in mean else g for name, g in self.target.items()}
+            distance = sum(inner(g, self.operators[name], g) for name, g in apart.items())
             direction: dict[str, Any] = {name: self.operators[name].apply(g) for name, g in mean.items()}
             return torch.as_tensor(distance), self.unscaled(self.pool.scores(direction, short))
         own = torch.arange(len(order), device=order.device) if short is None else short
