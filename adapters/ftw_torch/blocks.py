@@ -45,22 +45,26 @@ def root_of(operator: Operator, rows: slice) -> Any:
 def add_gram(pieces: Sequence[Record], operator: Operator) -> Tensor:
     """Return ``<g_i, P g_j>`` (n, n) of one parameter for the samples of all pieces."""
     if not isinstance(operator, (Diagonal, Scale)):
-        return ftw.gram({"": join_same(pieces)}, {"": operator}, max_bytes=ROW_BYTES)
+        out: Tensor = ftw.gram({"": join_same(pieces)}, {"": operator}, max_bytes=ROW_BYTES)
+        return out
     total: Any = None
     for x in _blocks(pieces, operator):
         total = x @ x.T if total is None else total.addmm_(x, x.T)
-    return total
+    out = total
+    return out
 
 
 def lengths(pieces: Sequence[Record], operator: Operator) -> Tensor:
     """Return ``<g_i, P g_i>`` (n,) of one parameter for the samples of all pieces."""
     if not isinstance(operator, (Diagonal, Scale)):
-        return squared_norms({"": join_same(pieces)}, {"": operator})
+        out: Tensor = squared_norms({"": join_same(pieces)}, {"": operator})
+        return out
     total: Any = None
     for x in _blocks(pieces, operator):
         part = (x * x).sum(1)
         total = part if total is None else total + part
-    return total
+    out = total
+    return out
 
 
 def _blocks(pieces: Sequence[Record], operator: Operator) -> Iterator[Tensor]:
@@ -92,7 +96,8 @@ def _block(record: Record, rows: slice, width: int) -> Tensor:
     if isinstance(record, Dense):
         g: Any = record.grads
         g = g.reshape(g.shape[0], *matrix_shape(record.shape))[:, rows]
-        return g.float() if g.dtype.itemsize < 4 else g
+        out: Tensor = g.float() if g.dtype.itemsize < 4 else g
+        return out
     xp = arrays.namespace(*arrays.leaves(record))
     found: Tensor = record.block(xp, rows, slice(0, width))
     return found
@@ -127,7 +132,7 @@ def _looked_up(pieces: Sequence[Any], operator: Operator, n: int, columns: int) 
 
 
 def _compact(rows: Tensor, size: int) -> tuple[Tensor, Tensor | None, int]:
-    """Return row numbers among those that occur, these rows (padded), and how many there may be: nothing is read back."""
+    """Return row numbers among those that occur, these rows (padded), and how many there may be, unread."""
     count = rows.numel()
     if count >= size:
         return rows, None, size
@@ -140,4 +145,5 @@ def _compact(rows: Tensor, size: int) -> tuple[Tensor, Tensor | None, int]:
 
 
 def _item(record: Record) -> int:
-    return max(max(x.dtype.itemsize for x in arrays.leaves(record) if x.is_floating_point()), 4)
+    out: int = max(max(x.dtype.itemsize for x in arrays.leaves(record) if x.is_floating_point()), 4)
+    return out

@@ -1,4 +1,4 @@
-"""Passes over a batch: its losses, its records, and the gradient of a weighted few that is found by going back a second time."""
+"""Passes over a batch: its losses, its records, and the gradient of a weighted few by plain autograd."""
 
 from __future__ import annotations
 
@@ -58,14 +58,14 @@ class Passes:
         if not isinstance(losses, Tensor) or tuple(losses.shape) != (n,):
             got = f"a tensor {tuple(losses.shape)}" if isinstance(losses, Tensor) else f"a {type(losses).__name__}"
             raise ValueError(
-                f"per_sample_loss must return one loss for each of the {n} samples of the {what}, a tensor ({n},); got "
-                f"{got}. A loss function's reduction='none', then a mean over tokens, gives that; a mean over samples does "
-                "not"
+                f"per_sample_loss must return one loss for each of the {n} samples of the {what}, a tensor ({n},); "
+                f"got {got}. A loss function's reduction='none', then a mean over tokens, gives that; a mean over "
+                "samples does not"
             )
         if not losses.requires_grad:
             raise ValueError(
-                f"the losses of the {what} do not depend on any parameter that requires a gradient; is something detached, "
-                "or computed under torch.no_grad()?"
+                f"the losses of the {what} do not depend on any parameter that requires a gradient; is something "
+                "detached, or computed under torch.no_grad()?"
             )
         return losses
 
@@ -91,7 +91,8 @@ class Passes:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the losses (n,) of a batch, and ``sum_i w_i g_i`` by plain autograd, added to a total.
 
-        ``rows`` says which samples the weights belong to; the others do not enter. Parameters that are not used are missing.
+        ``rows`` says which samples the weights belong to; the others do not enter. Parameters that are not used are
+        missing.
         """
         total = {} if total is None else total
         with torch.enable_grad():
@@ -111,7 +112,7 @@ def as_seen(total: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 class Randomness:
-    """States of the random generators at the starts of the pieces of a pass, so that it can be run again with the same masks."""
+    """States of the random generators before each piece of a pass, so that masks can be drawn again."""
 
     def __init__(self, parameters: Mapping[str, Tensor]) -> None:
         self.devices = sorted({p.device.index or 0 for p in parameters.values() if p.device.type == "cuda"})

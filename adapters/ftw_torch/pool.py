@@ -1,4 +1,4 @@
-"""The records of a pool in the pieces in which it was walked, and what is asked of them: Gram matrix, update, lengths."""
+"""The records of a pool, in the pieces in which it was walked: Gram matrix, scores, lengths, update."""
 
 from __future__ import annotations
 
@@ -65,7 +65,8 @@ class Pool:
         if order is not None:
             back = order.argsort()
             total = total[back][:, back]
-        return total
+        out: Tensor = total
+        return out
 
     def lengths(self, operators: Mapping[str, Operator]) -> Tensor:
         """Return ``<g_i, P g_i>`` (n,)."""
@@ -73,7 +74,8 @@ class Pool:
         total: Any = found[0]
         for x in found[1:]:
             total = total + x
-        return total
+        out: Tensor = total
+        return out
 
     def scores(self, direction: Mapping[str, Tensor], indices: Tensor | None = None) -> Tensor:
         """Return ``<g_i, M>`` (s,) of some samples in the order of the pool, or of all."""
@@ -81,7 +83,8 @@ class Pool:
         for name, m in direction.items():
             if name in self.used:
                 total = total + torch.cat([score_by(part, m, None) for part in self._some(name, indices)])
-        return total
+        out: Tensor = total
+        return out
 
     def combine(self, indices: Sequence[int], weights: Sequence[float]) -> dict[str, Tensor]:
         """Return ``{name: sum_i w_i G_i}`` for parameters that were used; samples of zero weight do not enter."""
@@ -123,8 +126,9 @@ def inner(g: Tensor, operator: Operator, h: Tensor) -> Tensor:
         values: Any = operator.values
         return torch.dot((values * h).reshape(-1), g.to(values.dtype).reshape(-1))
     if isinstance(operator, Scale):
-        return torch.dot(h.reshape(-1), g.reshape(-1)) * operator.value
-    found: Tensor = operator.inner(g, h)  # type: ignore[arg-type]
+        out: Tensor = torch.dot(h.reshape(-1), g.reshape(-1)) * operator.value
+        return out
+    found: Tensor = operator.inner(g, h)
     return found
 
 

@@ -1,4 +1,4 @@
-"""16 bits: autocast is for the user's forward alone, and a gradient that overflows under a GradScaler is the scaler's to skip."""
+"""16 bits: autocast is for the user's forward alone; what overflows under a GradScaler is the scaler's to skip."""
 
 from __future__ import annotations
 

@@ -139,7 +139,7 @@ def bytes_of(record: Record) -> int:
 
 
 def join_same(pieces: Sequence[Record]) -> Record:
-    """Return one record from records of consecutive samples that are of one structure, or written out where they are not."""
+    """Return one record from those of consecutive samples, padded where they are not of one structure."""
     if len({_structure(record) for record in pieces}) == 1:
         return _concatenate(pieces)
     return Sum(

@@ -3,8 +3,8 @@
 One pass over the pool does the work:
 
 1. the target's gradient g_T, and the optimizer's response P with g_T folded into its second moment;
-2. the pool's forward, and a backward to activations only: as each layer's output gradient arrives, the layer's share of the
-   scores is added up, and its factors or the gradients made from them are kept, whichever is less (``stream.py``);
+2. the pool's forward, and a backward to activations only: as each layer's output gradient arrives, the layer's share of
+   the scores is added up, and its factors or the gradients made of them are kept, whichever is less (``stream.py``);
 3. the choice (`ftw.choice`) on the host, after one transfer, and the weighted gradient composed from what was kept.
 
 With ``mode="two_pass"`` nothing is kept, and the gradient of those chosen comes from going back to them (``walk.py``).
@@ -56,8 +56,8 @@ class FilterThenWeight:
     micro_batch : int, optional
         Walk a pool (and a target) in pieces of this many samples, to bound the memory of activations.
     on_nonfinite : {"raise", "drop"}
-        What to do about a sample whose loss or gradient is NaN or infinite: raise and name it, or go on without it. In the
-        target it always raises.
+        What to do about a sample whose loss or gradient is NaN or infinite: raise and name it, or go on without it.
+        In the target it always raises.
     damping : float
         Damping of the geometry, see `ftw.optimizers.adam`.
     shortlist : int, float or None
@@ -67,26 +67,24 @@ class FilterThenWeight:
         overflows (without ``on_nonfinite="drop"``) is passed on as an infinity, for the scaler to skip the step; the
         selection's status is then NOT_FINITE and its weights are NaN.
     mode : {"auto", "one_pass", "two_pass"}
-        One pass keeps the pool's records and composes the update from them. Two passes keep nothing but scores and Gram
-        matrix, and go back to those chosen: less memory, ``keep/N`` of a plain step more. "auto" is one pass, and two from the
-        step on at which the records exceed ``memory_budget``; the log (``ftw_torch``) says so.
-        With ``target=None`` records are kept in any mode.
+        One pass keeps the pool's records and composes the update from them. Two passes keep nothing but scores and
+        Gram matrix, and go back to those chosen: less memory, ``keep/N`` of a plain step more. "auto" is one pass,
+        and two from the step on at which the records exceed ``memory_budget``; the log (``ftw_torch``) says so. With
+        ``target=None`` records are kept in any mode.
     memory_budget : int, optional
         Bytes of records that one pass may keep.
     score_rank : int, optional
         Score by the best approximation of this rank of ``P g_T`` for each matrix: cheaper where layers are wide.
     **options
-        ``filter``, ``weight``, ``constraint``, ``ridge``, ``guard`` and ``solver`` of `ftw.filter_then_weight`. The default
-        solver is the compiled one of ``ftw_reference`` where that is installed.
+        ``filter``, ``weight``, ``constraint``, ``ridge``, ``guard`` and ``solver`` of `ftw.filter_then_weight`. The
+        default solver is the compiled one of ``ftw_reference`` where that is installed.
 
-    Notes
-    -----
-    Cost, in plain training steps over the pool of N with V targets: at most ``1 + V/N + keep/(3N)``, and ``shortlist/(3N)``
-    more for the exact Gram matrix; where sequences are longer than layers are wide, ``1 + V/N`` for both. Two extra buffers the
-    size of the parameters (g_T and the diagonal of P), and the records of the pool: for each layer its inputs, which autograd
-    keeps anyway, and output gradients, or else its per-sample gradients. On a GPU a step waits for the device once, to make the
-    choice on the host (and once more while the guard is open, or where a pool is walked in pieces); the selection's tensors
-    are on the host.
+    Notes ----- Cost, in plain training steps over the pool of N with V targets: at most ``1 + V/N + keep/(3N)``, and
+    ``shortlist/(3N)`` more for the exact Gram matrix; where sequences are longer than layers are wide, ``1 + V/N``
+    for both. Two extra buffers the size of the parameters (g_T and the diagonal of P), and the records of the pool:
+    for each layer its inputs, which autograd keeps anyway, and output gradients, or else its per-sample gradients. On
+    a GPU a step waits for the device once, to make the choice on the host (and once more while the guard is open, or
+    where a pool is walked in pieces); the selection's tensors are on the host.
 
     Examples
     --------
@@ -236,7 +234,7 @@ class FilterThenWeight:
             return selection, update, parameters
 
     def _target(self, passes: Passes, parameters: dict[str, nn.Parameter], pool: Any, target: Any) -> Target:
-        """Return the target's mean gradient, with its samples' records if the guard wants them; None is the pool itself."""
+        """Return the target's mean gradient, with its samples' records if the guard wants them."""
         if target is None:
             return target_of(passes, parameters, pool, self.micro_batch, samples=True, what="pool")
         guarded = self.options.get("guard", 0.3) != 0
@@ -280,7 +278,7 @@ class FilterThenWeight:
     def _decide(
         self, walk: Walk, goal: Target, operators: dict[str, Operator], *, compose: bool
     ) -> tuple[Selection, dict[str, Tensor]]:
-        """Return the selection, made on the host, and its update; a status without usable weights becomes an exception."""
+        """Return the selection, made on the host, and its update; a status without weights becomes an exception."""
         n = len(walk.losses)
         asked = self._asks(n)
         first = walk.scores.argsort(descending=True, stable=True)[:asked].sort().values if asked else None  # NaN last
@@ -309,10 +307,12 @@ class FilterThenWeight:
         def some_gram(indices: Tensor | None) -> Tensor:
             where = place(indices)
             if where is None or (asked == n and gram is not None):
-                return gram if where is None else gram[where][:, where]
+                out: Tensor = gram if where is None else gram[where][:, where]
+                return out
             if first is not None and gram is not None and torch.isin(where, first).all():
                 at = torch.searchsorted(first, where)
-                return gram[at][:, at]
+                out = gram[at][:, at]
+                return out
             found: Tensor = fetch([walk.gram(where.to(walk.losses.device))])[0]
             return found
 
@@ -348,8 +348,8 @@ class FilterThenWeight:
         bad = ~(torch.isfinite(losses) & torch.isfinite(scores))  # (n,)
         if bool((scores == 0).all()):
             raise RuntimeError(
-                "the scores of all candidates are exactly zero: the target's gradient does not reach any parameter that the "
-                "pool trains, or the optimizer's response is zero"
+                "the scores of all candidates are exactly zero: the target's gradient does not reach any parameter "
+                "that the pool trains, or the optimizer's response is zero"
             )
         if not bool(bad.any()):
             return None
@@ -369,7 +369,7 @@ def fetch(tensors: list[Any]) -> list[Any]:
         return tensors
     wide = torch.float64 if any(x.dtype in (torch.float64, torch.int64) for x in found) else torch.float32
     flat = torch.cat([x.reshape(-1).to(wide) for x in found]).cpu()
-    parts = iter(flat.split([x.numel() for x in found]))
+    parts = iter(torch.split_with_sizes(flat, [x.numel() for x in found]))
     return [None if x is None else next(parts).to(x.dtype).view(x.shape) for x in tensors]
 
 

@@ -1,7 +1,7 @@
 """The QP on the host: the compiled exact solver of ``ftw_reference`` where it is installed, the core's elsewhere.
 
-The problems are tiny and many (one a pick), so that what counts is the cost of a call. Gram matrix and scores are on the host
-at that point whatever the device: one transfer a step.
+The problems are tiny and many (one a pick), so that what counts is the cost of a call. Gram matrix and scores are on
+the host at that point whatever the device: one transfer a step.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def compiled(
     from ftw_reference.qp_fast import solve_qp
 
     if gram.ndim != 2 or not gram.shape[0] or gram.requires_grad:
-        return ftw.solve_qp(gram, linear, constraint, ridge=ridge, start=start)  # type: ignore[arg-type]
+        return ftw.solve_qp(gram, linear, constraint, ridge=ridge, start=start)
     bounds = constraint._replace(
         **{name: _host(bound) for name, bound in constraint._asdict().items() if isinstance(bound, Tensor)}
     )

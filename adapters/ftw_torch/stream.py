@@ -1,9 +1,10 @@
 """What happens to a record while the backward is still running: scored, perhaps written out, perhaps forgotten.
 
-A layer's factors A (t, d_in) and B (t, d_out) say the same as its gradient G = B'A (d_out, d_in). From the moment both are there
-the cheaper of the two is kept. For t beyond ``d_out d_in / (d_out + d_in)`` that is G: forming it costs what scoring by the
-factors would, and then the score, the Gram matrix and the update are next to free. Below, the factors are smaller; their Gram
-matrix is then added up at once, while a block of G is in the cache, if the whole pool's costs less than the shortlist's later.
+A layer's factors A (t, d_in) and B (t, d_out) say the same as its gradient G = B'A (d_out, d_in). From the moment
+both are there the cheaper of the two is kept. For t beyond ``d_out d_in / (d_out + d_in)`` that is G: forming it
+costs what scoring by the factors would, and then the score, the Gram matrix and the update are next to free. Below,
+the factors are smaller; their Gram matrix is then added up at once, while a block of G is in the cache, if the whole
+pool's costs less than the shortlist's later.
 """
 
 from __future__ import annotations
@@ -119,8 +120,8 @@ def worth_writing(record: OuterProduct, keep: bool = True, slack: float = 1.0) -
     """Tell whether written-out gradients take less memory than their factors."""
     d_out, d_in = record.shape
     t = record.inputs.shape[1]
-    factors = t * (d_in * record.inputs.dtype.itemsize + d_out * record.output_grads.dtype.itemsize)  # type: ignore[attr-defined]
-    return keep and d_out * d_in * max(record.output_grads.dtype.itemsize, 4) <= slack * factors  # type: ignore[attr-defined]
+    factors = t * (d_in * record.inputs.dtype.itemsize + d_out * record.output_grads.dtype.itemsize)
+    return keep and d_out * d_in * max(record.output_grads.dtype.itemsize, 4) <= slack * factors
 
 
 def written(record: OuterProduct) -> Dense:
@@ -135,7 +136,8 @@ def score_by(record: Record, direction: Tensor, rank: int | None) -> Tensor:
     if isinstance(record, Rows):  # M may be of 128 000 rows, of which few are looked up
         b: Any = record.output_grads
         rows = torch.nn.functional.embedding(record.indices, direction)  # type: ignore[arg-type]
-        return (rows * b).sum((1, 2))
+        out: Tensor = (rows * b).sum((1, 2))
+        return out
     if rank is not None and isinstance(record, OuterProduct) and rank + 8 < min(record.shape):
         cut = sketch.low_rank({"": direction}, rank)[""]  # (d_out, r), (r, d_in)
         a: Any = record.inputs
@@ -143,7 +145,8 @@ def score_by(record: Record, direction: Tensor, rank: int | None) -> Tensor:
         return (product(b, cut.left.to(b.dtype)) * product(a, cut.right.T.to(a.dtype))).sum((1, 2))
     if isinstance(record, Dense):
         g: Any = record.grads
-        return g.reshape(g.shape[0], -1).to(direction.dtype) @ direction.reshape(-1)
+        out = g.reshape(g.shape[0], -1).to(direction.dtype) @ direction.reshape(-1)
+        return out
     if isinstance(record, OuterProduct):
         a, b = record.inputs, record.output_grads
         wide = torch.promote_types(direction.dtype, torch.promote_types(a.dtype, b.dtype))

@@ -1,4 +1,4 @@
-"""What the target says at a step: its mean gradient, its loss, and its samples' records where the guard wants their lengths."""
+"""What the target says at a step: its mean gradient, its losses, and the lengths that the guard wants."""
 
 from __future__ import annotations
 

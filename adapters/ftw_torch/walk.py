@@ -1,9 +1,9 @@
 """One walk over the pool, and what can be asked afterwards, whether its records were kept or not.
 
-*Kept* (one pass): the update is composed from the records of those chosen. *Not kept* (two passes): scores and Gram matrix are
-added up while the backward runs, every record is forgotten at once, and the gradient of those chosen comes from going back to
-them with their weights. The Gram matrix of a pool that is walked in several pieces needs records of different pieces side by
-side; then the second pass captures the shortlist, piece by piece, and keeps that.
+*Kept* (one pass): the update is composed from the records of those chosen. *Not kept* (two passes): scores and Gram
+matrix are added up while the backward runs, every record is forgotten at once, and the gradient of those chosen comes
+from going back to them with their weights. The Gram matrix of a pool that is walked in several pieces needs records
+of different pieces side by side; then the second pass captures the shortlist, piece by piece, and keeps that.
 
 A second pass draws the random numbers of the first: the dropout mask that was scored is the one that is applied.
 """
@@ -140,7 +140,7 @@ class Walk:
         return self.unscaled(pool.gram(self.operators, self._index([places.index(i) for i in every])), 2)
 
     def unscaled(self, x: Tensor, power: int = 1) -> Tensor:
-        """Return a product of the pool's gradients without a GradScaler's scale; `combine` keeps it, as ``.grad`` does."""
+        """Return a product of the pool's gradients without a GradScaler's scale, which `combine` keeps."""
         return self.passes.unscaled(x, power)
 
     def combine(self, indices: Sequence[int], weights: Sequence[float]) -> dict[str, Tensor]:
@@ -156,7 +156,7 @@ class Walk:
     def against_mean(
         self, order: Tensor, short: Tensor | None, scores: Tensor, square: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Return ``|g_T - g_P|^2`` and ``<g_i, P g_P>`` of the shortlist, g_P the pool's mean as estimated by `strata`."""
+        """Return ``|g_T - g_P|^2`` and ``<g_i, P g_P>`` of the shortlist, g_P the pool's mean estimated by `strata`."""
         places, shares = strata(len(order), len(order) if short is None else len(short))
         which = order[self._index(places, order)]
         if self.kept:

@@ -45,7 +45,8 @@ class GPT(nn.Module):
             a = F.scaled_dot_product_attention(q, k, v, is_causal=True)
             h = h + b["out"](a.transpose(1, 2).reshape(n, t, -1))
             h = h + b["down"](F.gelu(b["up"](b["norm2"](h))))
-        return self.head(self.norm(h))
+        out: Tensor = self.head(self.norm(h))
+        return out
 
 
 class Llama(nn.Module):
@@ -98,7 +99,8 @@ class Llama(nn.Module):
             h = h + b["out"](a.transpose(1, 2).reshape(n, t, -1))
             y = b["norm2"](h)
             h = h + b["down"](F.silu(b["gate"](y)) * b["up"](y))
-        return self.head(self.norm(h))
+        out: Tensor = self.head(self.norm(h))
+        return out
 
 
 class LoRA(nn.Module):
@@ -113,16 +115,17 @@ class LoRA(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``base(x) + scale * b(a(x))``."""
-        return self.base(x) + self.scale * self.b(self.a(x))
+        out: Tensor = self.base(x) + self.scale * self.b(self.a(x))
+        return out
 
 
 def add_lora(model: nn.Module, rank: int) -> nn.Module:
     """Freeze a model and give each linear layer of its blocks a trained update of low rank."""
     model.requires_grad_(False)
     for module in model.blocks:  # type: ignore[union-attr]
-        for name, layer in list(module.items()):  # type: ignore[operator]
+        for name, layer in list(module.items()):
             if isinstance(layer, nn.Linear):
-                module[name] = LoRA(layer, rank)  # type: ignore[operator]
+                module[name] = LoRA(layer, rank)
     return model
 
 

@@ -1,7 +1,8 @@
 """Steps of the PyTorch benchmark: plain training, ours, and every way of doing without us.
 
-A step takes a pool and a target and ends with ``optimizer.step()``. Those that select compute the same thing: the update of the
-``keep`` candidates of the largest ``<g_i, P g_T>``, equally weighted; ``loop_default`` does the default method.
+A step takes a pool and a target and ends with ``optimizer.step()``. Those that select compute the same thing: the
+update of the ``keep`` candidates of the largest ``<g_i, P g_T>``, equally weighted; ``loop_default`` does the default
+method.
 """
 
 from __future__ import annotations
@@ -9,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import ftw
 import torch
-from ftw.geometry import Operator
 from ftw_torch import FilterThenWeight, geometry
 from torch import Tensor, nn
+
+import ftw
+from ftw.geometry import Operator
 
 __all__ = ["STEPS", "Setup", "limits", "ours"]
 
@@ -41,7 +43,7 @@ def plain(setup: Setup, *, keep: bool = False) -> Step:
 
     def step(pool: Tensor, target: Tensor) -> None:
         setup.optimizer.zero_grad()
-        setup.loss(setup.model, pool[: setup.keep] if keep else pool).mean().backward()
+        torch.autograd.backward(setup.loss(setup.model, pool[: setup.keep] if keep else pool).mean())
         setup.optimizer.step()
 
     return step
@@ -112,7 +114,7 @@ def loop(setup: Setup, *, default: bool = False) -> Step:
             found = torch.autograd.grad(setup.loss(setup.model, pool[i : i + 1])[0], list(setup.parameters.values()))
             scores.append(sum((g * m).sum() for g, m in zip(found, directions.values(), strict=True)))
             grads.append(found)
-        b = torch.stack(scores)  # type: ignore[arg-type]
+        b = torch.stack(scores)
         with torch.no_grad():
             if default:
                 short = b.topk(setup.shortlist).indices
@@ -176,8 +178,8 @@ def limits(
 ) -> tuple[float | None, float | None]:
     """Return the time and memory that are asked of a step, as ratios to the plain step over the pool.
 
-    The floor is that of composing the update from factors, ``1 + V/N + k/3N``, and ``shortlist/3N`` for a Gram matrix; the
-    guard adds the lengths of the target's gradients, ``V/3N``.
+    The floor is that of composing the update from factors, ``1 + V/N + k/3N``, and ``shortlist/3N`` for a Gram
+    matrix; the guard adds the lengths of the target's gradients, ``V/3N``.
     """
     both = 1 + v / n
     if model == "lora":

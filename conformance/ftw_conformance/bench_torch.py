@@ -1,10 +1,10 @@
 """``python -m ftw_conformance bench torch``: what a step costs, in plain training steps over the same pool.
 
-Time is CPU time of the process (``time.process_time``) on one thread, or on a GPU the wall time between synchronisations. The
-steps are interleaved on the same model and data, and each figure is the median over rounds of its ratio to the plain step of its
-round. Memory is the growth of the peak over what the model and the optimizer's state take, each in a process of its own:
-``ru_maxrss`` on a CPU, ``max_memory_allocated`` on a GPU. Two buffers of ours the size of the parameters, g_T and the diagonal
-of P, are in the figure; the table also states it without them.
+Time is CPU time of the process (``time.process_time``) on one thread, or on a GPU the wall time between
+synchronisations. The steps are interleaved on the same model and data, and each figure is the median over rounds of
+its ratio to the plain step of its round. Memory is the growth of the peak over what the model and the optimizer's
+state take, each in a process of its own: ``ru_maxrss`` on a CPU, ``max_memory_allocated`` on a GPU. Two buffers of
+ours the size of the parameters, g_T and the diagonal of P, are in the figure; the table also states it without them.
 """
 
 from __future__ import annotations
@@ -166,9 +166,7 @@ def table(options: argparse.Namespace, t: int) -> list[dict[str, Any]]:
     print(f"\n{options.model}, T={t} N={n} V={v} k={k} shortlist={s}, {options.dtype}, {where(options)}: "
           f"a plain step over the pool takes {ratios['seconds']:.3g} s")  # fmt: skip
     if options.device == "cuda":
-        print(
-            f"times the device is waited for in a step of the default method: {host_syncs(options, t, made, vocabulary)}"
-        )
+        print(f"waits for the device in a step of the default method: {host_syncs(options, t, made, vocabulary)}")
     if "low_rank" in ratios:
         print(f"low_rank: Spearman with the exact scores {rank_agreement(options, t, made, vocabulary):.4f}")
     print(f"{'step':20} {'time':>6} {'asked':>6}    {'memory':>6} {'less 2p':>7} {'asked':>6}")
@@ -194,7 +192,7 @@ def table(options: argparse.Namespace, t: int) -> list[dict[str, Any]]:
                 "memory": relative,
                 "memory_without_buffers": without,
                 "memory_asked": memory_limit,
-            }  # fmt: skip
+            }
         )
         print(f"{name:20} {show(ratio)} {show(time_limit)} {mark(ratio, time_limit)} {show(relative)}  {show(without)} "
               f"{show(memory_limit)} {mark(without, memory_limit)}", flush=True)  # fmt: skip
