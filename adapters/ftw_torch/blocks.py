@@ -50,8 +50,8 @@ def add_gram(pieces: Sequence[Record], operator: Operator) -> Tensor:
     total: Any = None
     for x in _blocks(pieces, operator):
         total = x @ x.T if total is None else total.addmm_(x, x.T)
-    out = total
-    return out
+    found: Tensor = total
+    return found
 
 
 def lengths(pieces: Sequence[Record], operator: Operator) -> Tensor:
@@ -63,8 +63,8 @@ def lengths(pieces: Sequence[Record], operator: Operator) -> Tensor:
     for x in _blocks(pieces, operator):
         part = (x * x).sum(1)
         total = part if total is None else total + part
-    out = total
-    return out
+    found: Tensor = total
+    return found
 
 
 def _blocks(pieces: Sequence[Record], operator: Operator) -> Iterator[Tensor]:

@@ -311,8 +311,8 @@ class FilterThenWeight:
                 return out
             if first is not None and gram is not None and torch.isin(where, first).all():
                 at = torch.searchsorted(first, where)
-                out = gram[at][:, at]
-                return out
+                part: Tensor = gram[at][:, at]
+                return part
             found: Tensor = fetch([walk.gram(where.to(walk.losses.device))])[0]
             return found
 

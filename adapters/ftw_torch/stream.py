@@ -145,8 +145,8 @@ def score_by(record: Record, direction: Tensor, rank: int | None) -> Tensor:
         return (product(b, cut.left.to(b.dtype)) * product(a, cut.right.T.to(a.dtype))).sum((1, 2))
     if isinstance(record, Dense):
         g: Any = record.grads
-        out = g.reshape(g.shape[0], -1).to(direction.dtype) @ direction.reshape(-1)
-        return out
+        flat: Tensor = g.reshape(g.shape[0], -1).to(direction.dtype)
+        return flat @ direction.reshape(-1)
     if isinstance(record, OuterProduct):
         a, b = record.inputs, record.output_grads
         wide = torch.promote_types(direction.dtype, torch.promote_types(a.dtype, b.dtype))
