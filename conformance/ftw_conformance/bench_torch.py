@@ -119,16 +119,21 @@ def measure(options: argparse.Namespace, t: int) -> dict[str, float]:
         pool, target = batch(options, n, t, vocabulary), batch(options, v, t, vocabulary)
         for name in names:
             start = clock(options)
-            steps[name](pool, target)
+            try:
+                steps[name](pool, target)
+            except torch.OutOfMemoryError:
+                seconds[name].append(float("inf"))
+                torch.cuda.empty_cache()
+                continue
             if i:
                 seconds[name].append(clock(options) - start)
     plain = seconds["plain_pool"]
-    ratios = {name: statistics.median([x / y for x, y in zip(s, plain, strict=True)]) for name, s in seconds.items()}
+    ratios = {name: statistics.median([x / y for x, y in zip(s, plain, strict=False)]) for name, s in seconds.items()}
     return ratios | {"seconds": statistics.median(plain)}
 
 
-def peak(options: argparse.Namespace, t: int, name: str) -> int:
-    """Return the growth of the peak, in bytes, of two steps over the model and the optimizer's state."""
+def peak(options: argparse.Namespace, t: int, name: str) -> float:
+    """Return the growth of the peak, in bytes, of two steps over model and optimizer state; inf if it is too much."""
     made, vocabulary = setup(options, t)
     n, v, _, _ = sizes(options, t)
     step = STEPS[name](made)
@@ -138,8 +143,11 @@ def peak(options: argparse.Namespace, t: int, name: str) -> int:
     if options.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     start = highest(options)
-    for _ in range(2):
-        step(batch(options, n, t, vocabulary), batch(options, v, t, vocabulary))
+    try:
+        for _ in range(2):
+            step(batch(options, n, t, vocabulary), batch(options, v, t, vocabulary))
+    except torch.OutOfMemoryError:
+        return float("inf")
     return highest(options) - start
 
 
@@ -150,12 +158,12 @@ def highest(options: argparse.Namespace) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def fresh(options: argparse.Namespace, t: int, name: str) -> int:
+def fresh(options: argparse.Namespace, t: int, name: str) -> float:
     """Return `peak` from a process of its own."""
     command = [sys.executable, "-m", "ftw_conformance.bench_torch", "--tokens", str(t), "--memory-of", name]
     command += ["--model", options.model, "--device", options.device, "--dtype", options.dtype]
     command += ["--pool", str(sizes(options, t)[0])]
-    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
 def table(options: argparse.Namespace, t: int) -> list[dict[str, Any]]:
