@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
+import inspect
 import io
 import re
 import warnings
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from ftw_conformance.__main__ import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -43,24 +45,72 @@ def available(name):
     return importlib.util.find_spec(name) is not None
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_the_blocks_of_a_page_run_in_order(page, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def run(page, *, slow):
+    """Run the blocks of a page in one namespace; return why some were left out."""
     space = {"__name__": f"docs_{page.stem}"}
     skipped, printed = [], None
     for block in blocks(page):
-        language = block.info.split(" ")[0]
+        language, _, marks = block.info.partition(" ")
         if language == "python":
-            if missing := absent(block.info):
-                skipped.append(f"line {block.line} needs {', '.join(missing)}")
+            missing = absent(marks)
+            if missing or ("slow" in marks and not slow):
+                skipped.append(f"line {block.line} needs {', '.join(missing) or 'make test-slow'}")
                 printed = None
                 continue
             code = compile("\n" * block.line + block.body, str(page), "exec")
             with contextlib.redirect_stdout(io.StringIO()) as out, warnings.catch_warnings():
+                if "needs:" in marks:  # other packages warn of each other
+                    warnings.simplefilter("ignore")
                 exec(code, space)
             printed = out.getvalue()
         elif language == "text" and printed is not None:
             assert printed.split() == block.body.split(), f"{page.name}, line {block.line}: printed\n{printed}"
             printed = None
-    if skipped:
+    return skipped
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_the_blocks_of_a_page_run_in_order(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if skipped := run(page, slow=False):
         pytest.skip(f"{page.name}: {'; '.join(skipped)}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page in PAGES if "```python slow" in page.read_text()], ids=lambda p: p.stem)
+def test_the_slow_blocks_too(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert not run(page, slow=True)
+
+
+def test_every_link_between_files_leads_somewhere():
+    for page in PAGES:
+        for link in re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8")):
+            if not link.startswith("http") and "generated" not in link:  # Sphinx makes the pages of the API
+                assert (page.parent / link).exists(), f"{page.name} links to {link}"
+
+
+def test_the_files_and_commands_that_are_named_exist():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for path in re.findall(r"`((?:tests|examples|docs)/[\w/]+\.\w+)`", text):
+            assert (ROOT / path).exists(), f"{page.name} names {path}"
+        for target in re.findall(r"(?:\$ |`)make ([a-z-]+)", text):
+            assert target in targets, f"{page.name}: make {target}"
+        for module in re.findall(r"python -m (\w[\w.]*)", text):
+            assert importlib.util.find_spec(module) is not None, f"{page.name}: python -m {module}"
+        for words in re.findall(r"python -m ftw_conformance ((?:[a-z]+ ?)+)", text):
+            known = any(words.strip() == name or words.startswith(name) for name in COMMANDS)
+            assert known, f"{page.name}: python -m ftw_conformance {words}"
+
+
+@pytest.mark.parametrize("package", ["ftw", "ftw_torch", "ftw_jax", "ftw_reference", "ftw_conformance"])
+def test_the_api_lists_every_public_name(package):
+    listed = (ROOT / f"docs/api/{package}.md").read_text(encoding="utf-8").split()
+    module = importlib.import_module(package)
+    parts = {name: getattr(module, name) for name in module.__all__}
+    names = [name for name, part in parts.items() if not inspect.ismodule(part)]
+    if package == "ftw":
+        names += [name for part in parts.values() if inspect.ismodule(part) for name in part.__all__]
+    assert not set(names) - set(listed)
