@@ -1,4 +1,4 @@
-"""The commands: ``python -m ftw_conformance verify | golden | mutate | bench``."""
+"""The commands: ``python -m ftw_conformance verify | golden | mutate | bench | efficacy``."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ COMMANDS = {
     "bench qp": ("bench_qp", "time the QP solvers beside their peers"),
     "bench torch": ("bench_torch", "time and memory of the PyTorch adapter beside plain steps"),
     "bench jax": ("bench_jax", "time and memory of the JAX adapter"),
+    "efficacy": ("efficacy", "methods of selection side by side, on paired seeds"),
 }
 
 

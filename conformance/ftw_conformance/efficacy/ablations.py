@@ -1,0 +1,56 @@
+"""What each part of the default method brings: the method with one part exchanged.
+
+=====================  =================================================================================================
+identity geometry      P = I
+raw second moment      P at the optimizer's own v, nothing anticipated, no damping
+no damping             the target's gradient anticipated, but no damping
+pool anticipated       the pool's mean gradient anticipated in the place of the target's
+top-k filter           the k best by b, then the QP's weights
+uniform weights        matching filter, each counts 1/k
+top-k and uniform      neither (the LESS-like baseline)
+capped weights         no weight above 2/k
+all on the Gram        no shortlist
+shortlist of N/4       half as long as the default's
+without guard          guard 0
+exact route            no shortlist, the pool's mean anticipated, and for the guard the pool's mean without sampling
+=====================  =================================================================================================
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ftw
+
+from .baselines import BASELINES, METHOD, NO_GUARD, Choice, Method, Passes, matched
+from .step import DAMPING, Step
+
+__all__ = ["ABLATIONS", "METHODS"]
+
+USUAL: dict[str, Any] = {"guard": 0.3, "shortlist": 0.5}
+PASSES = BASELINES[METHOD].passes
+
+
+def _pool(step: Step) -> dict[str, ftw.geometry.Operator]:
+    return step.optimizer.geometry(step.pool_mean, DAMPING)
+
+
+def _capped(step: Step) -> Choice:
+    return matched(step, constraint=ftw.CappedSimplex(2 / step.keep), **USUAL)
+
+
+ABLATIONS: dict[str, Method] = {
+    "identity geometry": Method(lambda s: matched(s, s.identity, **USUAL), PASSES),
+    "raw second moment": Method(lambda s: matched(s, s.optimizer.geometry(None, 0.0), **USUAL), PASSES),
+    "no damping": Method(lambda s: matched(s, s.optimizer.geometry(s.target, 0.0), **USUAL), PASSES),
+    "pool anticipated": Method(lambda s: matched(s, _pool(s), **USUAL), Passes(3, 3, 0.5)),
+    "top-k filter": Method(lambda s: matched(s, filter="top_k", **USUAL), PASSES),
+    "uniform weights": Method(lambda s: matched(s, weight="uniform", **USUAL), PASSES),
+    "top-k and uniform": Method(lambda s: matched(s, filter="top_k", weight="uniform"), Passes(3, 3)),
+    "capped weights": Method(_capped, PASSES),
+    "all on the Gram": Method(lambda s: matched(s, guard=0.3), Passes(3, 3, 1.0)),
+    "shortlist of N/4": Method(lambda s: matched(s, guard=0.3, shortlist=0.25), Passes(3, 3, 0.25)),
+    NO_GUARD: BASELINES[NO_GUARD],
+    "exact route": Method(lambda s: matched(s, _pool(s), guard=0.3), Passes(3, 3, 1.0)),
+}
+METHODS: dict[str, Method] = {**BASELINES, **ABLATIONS}
