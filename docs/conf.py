@@ -26,6 +26,8 @@ templates_path = ["_templates"]
 html_theme = "furo"
 html_title = f"ftw {version}"
 html_copy_source = False
+html_static_path = ["_static"]
+html_css_files = ["wide.css"]
 
 autosummary_ignore_module_all = False
 autodoc_typehints = "none"  # the docstrings state types, with shapes
