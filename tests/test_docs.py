@@ -8,6 +8,8 @@ import importlib.util
 import inspect
 import io
 import re
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import NamedTuple
@@ -83,6 +85,15 @@ def test_the_slow_blocks_too(page, tmp_path, monkeypatch):
     assert not run(page, slow=True)
 
 
+@pytest.mark.slow
+def test_the_pages_build_without_a_warning(tmp_path):
+    for package in ("sphinx", "myst_parser", "numpydoc", "furo"):
+        pytest.importorskip(package, reason="make docs installs it")
+    command = [sys.executable, "-m", "sphinx", "-W", "-q", "-b", "html", "-d", tmp_path / "trees", ROOT / "docs"]
+    done = subprocess.run([*command, tmp_path / "html"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_every_link_between_files_leads_somewhere():
     for page in PAGES:
         for link in re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8")):
@@ -103,6 +114,20 @@ def test_the_files_and_commands_that_are_named_exist():
         for words in re.findall(r"python -m ftw_conformance ((?:[a-z]+ ?)+)", text):
             known = any(words.strip() == name or words.startswith(name) for name in COMMANDS)
             assert known, f"{page.name}: python -m ftw_conformance {words}"
+
+
+def test_the_options_of_commands_exist():
+    sources = {}
+    for page in PAGES:
+        commands = re.findall(r"python -m (ftw[\w.]*)((?: [^`|\n]*)?)", page.read_text(encoding="utf-8"))
+        for module, rest in commands:
+            if module not in sources:
+                found = importlib.util.find_spec(module)
+                folders = found.submodule_search_locations
+                files = [Path(found.origin)] if folders is None else Path(folders[0]).rglob("*.py")
+                sources[module] = "".join(file.read_text(encoding="utf-8") for file in files)
+            for option in re.findall(r"(?<=\s)--?[a-z][a-z-]*", rest.split("#")[0]):
+                assert f'"{option}"' in sources[module], f"{page.name}: {module} has no {option}"
 
 
 @pytest.mark.parametrize("package", ["ftw", "ftw_torch", "ftw_jax", "ftw_reference", "ftw_conformance"])
