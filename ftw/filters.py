@@ -33,6 +33,7 @@ class Filtered(NamedTuple):
 
 
 Filter = Callable[[Any, Any, int], Filtered]
+"""``(scores (n,), gram (n, n), k) -> Filtered``: a rule of one's own is any callable of this form."""
 
 
 def top_k(scores: Array, k: int) -> Filtered:

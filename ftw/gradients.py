@@ -377,6 +377,13 @@ def combine(gradients: Mapping[str, Record], weights: Array) -> dict[str, Any]:
 def take(gradients: Mapping[str, Record], indices: Array) -> dict[str, Record]:
     """Return the records of the samples ``indices`` (k,), in that order.
 
+    Parameters
+    ----------
+    gradients : mapping of str to record
+        Gradients of n samples.
+    indices : integer array (k,), or list of int
+        A sample may be taken several times.
+
     Raises
     ------
     ValueError, TypeError

@@ -54,14 +54,17 @@ class DistributedFilterThenWeight(FilterThenWeight):
 
     Parameters
     ----------
-    model, optimizer, per_sample_loss, micro_batch, on_nonfinite, damping, shortlist, **options
+    model, optimizer, per_sample_loss
         As in `FilterThenWeight`; the plain model, not the one that DistributedDataParallel wraps around it. Parameters
         and the optimizer's state must be the same on all ranks.
     keep : int
         How many samples to train on, of the pools of all ranks together.
     group : torch.distributed.ProcessGroup, optional
+        The default one unless told.
     max_bytes : int
         Of the records that are on one rank at a time while the Gram matrix is formed.
+    **options
+        The other arguments of `FilterThenWeight`.
 
     Attributes
     ----------

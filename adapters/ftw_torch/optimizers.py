@@ -108,7 +108,20 @@ def linear_update(
 ) -> LinearUpdate:
     """Return the next change of one parameter as ``-(offset + operator(g))``, with the group's own learning rate.
 
-    ``anticipate`` is the gradient as it stands in ``.grad``. With ``maximize`` the g to apply is the negated one.
+    Parameters
+    ----------
+    optimizer : torch.optim.Optimizer
+        Read, never written.
+    parameter : Parameter
+        In one of its groups.
+    anticipate : tensor, optional
+        The gradient to fold into the second moment, as it stands in ``.grad``.
+    damping : float
+        As in `geometry`.
+
+    Notes
+    -----
+    With ``maximize`` the g to apply is the negated one.
     """
     optimizer = unwrap(optimizer)
     i = _groups(optimizer, {"the parameter": parameter})["the parameter"]
