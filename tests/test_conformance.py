@@ -3,9 +3,10 @@
 import datetime
 import json
 import os
+import re
 import subprocess
 import sys
-import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -61,35 +62,14 @@ def test_every_backend_passes(name):
 # ---------------------------------------------------------------------------------------------------------------------
 # Extending it: the examples of docs/conformance.md
 
-NAMESPACE = """
-    import array_api_strict as xp
-    import ftw_conformance
-    import numpy as np
+DOCS = Path(__file__).parents[1] / "docs"
 
-    ftw_conformance.register_backend(
-        "mine",
-        from_numpy=lambda x, dtype: xp.asarray(np.array(x, dtype=dtype)),
-        to_numpy=np.asarray,
-    )
-"""
-ADAPTER = """
-    import ftw_conformance
-    import ftw_reference as ref
-    import numpy as np
-    from ftw_conformance.adapters import per_sample
 
-    def mine(step, device):
-        pool, target = per_sample(step.parameters, *step.pool), per_sample(step.parameters, *step.target)
-        flat = lambda g: np.concatenate([x.reshape(len(x), -1) for x in g.values()], axis=1)
-        P = [ref.preconditioning.adam(step.exp_avg_sq[k], step.step, lr=step.lr, anticipate=g.mean(0), damping=0.1)
-             for k, g in target.items()]
-        s = ref.filter_then_weight(flat(pool), flat(target).mean(0), np.concatenate([p.ravel() for p in P]),
-                                   keep=step.keep, target_samples=flat(target), **step.options)
-        gradients = {k: np.tensordot(s.weights, g[s.indices], 1) for k, g in pool.items()}
-        return {"scores": s.scores, "indices": s.indices, "weights": s.weights, "gradients": gradients}
+def examples(page):
+    return re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(encoding="utf-8"), re.DOTALL)
 
-    ftw_conformance.register_adapter("mine", mine)
-"""
+
+NAMESPACE, ADAPTER = examples("conformance.md")
 
 
 def command(*words, cwd=None, **environment):
@@ -99,7 +79,7 @@ def command(*words, cwd=None, **environment):
 
 @pytest.mark.parametrize(("text", "only"), [(NAMESPACE, "filters/top_k/*"), (ADAPTER, "adapter/default")])
 def test_a_third_party_joins_in_ten_lines(tmp_path, text, only):
-    (tmp_path / "my_plugin.py").write_text(textwrap.dedent(text))
+    (tmp_path / "my_plugin.py").write_text(text)
     done = command("verify", "--plugin", "my_plugin", "--backend", "mine", "--only", only, "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = json.loads(done.stdout)["results"]
@@ -181,6 +161,11 @@ def test_names_are_unique_and_every_public_function_has_cases():
     assert heads >= {"products", "combine", "take", "operators", "qp", "project", "filters", "resample", "guard"}
     assert heads >= {"optimizers", "selection", "sketch", "refuses", "plan"}
     assert exactly([1, 2]).value.tolist() == [1, 2]
+
+
+def test_the_example_of_the_golden_vectors_runs():
+    for text in examples("golden-vectors.md"):
+        exec(text, {})
 
 
 def test_golden_vectors(tmp_path):

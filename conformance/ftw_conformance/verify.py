@@ -16,7 +16,8 @@ from typing import Any
 
 from . import adapters, backends
 from .backends import Backend, UnavailableError
-from .runner import FAIL, GAP, PASS, SKIP, Result, run
+from .printing import print_groups, print_table, summary
+from .runner import FAIL, SKIP, Result, run
 from .table import Case, Refusal
 
 __all__ = ["main", "verify"]
@@ -42,8 +43,11 @@ def main(argv: list[str] | None = None) -> int:
         report = {"results": [r._asdict() for r in results], "absent": absent, "seconds": seconds}
         print(json.dumps(report, indent=None if options.worker else 1))
     else:
-        _print_table(results, wide=options.verbose)
-        print(_summary(results, wanted, absent, seconds))
+        if options.groups:
+            print_groups(results, wanted)
+        else:
+            print_table(results, wide=options.verbose)
+        print(summary(results, wanted, absent, seconds))
     if any(r.verdict == FAIL for r in results):
         return 1
     return 0 if results else 2
@@ -97,7 +101,7 @@ def _takes_long(backend: Backend, case: Case | Refusal, dtype: str) -> bool:
         return True
     if not backend.compiles or isinstance(case, Refusal):
         return False
-    return case.heavy or (dtype != "float64" and not case.narrow)
+    return case.heavy or (dtype != "float64" and not case.narrow) or dtype == "float16"  # widened like bfloat16
 
 
 def _rows(backend: Backend, dtypes: tuple[str, ...], only: str) -> Iterator[tuple[Case | Refusal, str]]:
@@ -190,61 +194,6 @@ class _Progress:
             print(end="\r" + " " * 60 + "\r", file=sys.stderr)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Printing
-
-
-def _group(name: str) -> str:
-    parts = name.split("/")
-    return "/".join(parts[:2]) if len(parts) > 2 else parts[0]
-
-
-def _print_table(results: list[Result], *, wide: bool) -> None:
-    """Print a row for each group of cases, or for each case; what failed always has its own."""
-    header = f"{'case':52} {'backend':9} {'dtype':9} {'error':>9} {'allowed':>9} {'steps':>5}  verdict"
-    print(header + "\n" + "-" * len(header))
-    groups: dict[tuple[str, str, str], list[Result]] = {}
-    for r in results:
-        if wide or r.verdict in (FAIL, GAP):
-            _print_row(r.case, r)
-        else:
-            groups.setdefault((_group(r.case), r.backend, r.dtype), []).append(r)
-    for (name, _, _), rows in groups.items():
-        ran = [r for r in rows if r.verdict == PASS]
-        if not ran:
-            continue
-        worst = max(ran, key=lambda r: r.error / r.tolerance if r.tolerance else 0.0)
-        steps = [r.steps for r in ran if r.steps is not None]
-        _print_row(f"{name} ({len(ran)})", worst._replace(steps=max(steps) if steps else None))
-
-
-def _print_row(name: str, r: Result) -> None:
-    error = "equal" if r.error == 0 else f"{r.error:.1e}"
-    allowed = "-" if r.tolerance == 0 else f"{r.tolerance:.1e}"
-    steps = "" if r.steps is None else str(r.steps)
-    more = f"  {r.detail}" if r.detail else ""
-    print(f"{name:52} {r.backend:9} {r.dtype:9} {error:>9} {allowed:>9} {steps:>5}  {r.verdict}{more}")
-
-
-def _summary(results: list[Result], wanted: list[str], absent: dict[str, str], seconds: float) -> str:
-    lines = [""]
-    for name in wanted:
-        if name in absent:
-            lines.append(f"{name:9} absent: {absent[name]}")
-            continue
-        mine = [r for r in results if r.backend == name]
-        counts = {v: sum(r.verdict == v for r in mine) for v in (PASS, FAIL, GAP, SKIP)}
-        ran = len(mine) - counts[SKIP]
-        text = f"{name:9} {counts[PASS]} of {ran} cases pass in {sum(r.seconds for r in mine):.1f} s"
-        text += f", {counts[FAIL]} fail" if counts[FAIL] else ""
-        text += f", {counts[GAP]} known gaps" if counts[GAP] else ""
-        text += f"; {counts[SKIP]} left to --full, for the time that compiling takes" if counts[SKIP] else ""
-        lines.append(text)
-    failed = sum(r.verdict == FAIL for r in results)
-    end = "nothing was run" if not results else f"{failed} FAILED" if failed else "all pass"
-    return "\n".join([*lines, f"{end} ({seconds:.0f} s)"])
-
-
 def _parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="python -m ftw_conformance verify", description=__doc__)
     p.add_argument("--backend", action="append", metavar="NAME", help="one of --list; may be given several times")
@@ -259,6 +208,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--jobs", type=int, default=2, help="backends at a time, each in a process (default 2)")
     p.add_argument("--json", action="store_true", help="print a report for programs")
     p.add_argument("--verbose", action="store_true", help="a row for each case")
+    p.add_argument("--groups", action="store_true", help="a Markdown table of groups and backends")
     p.add_argument("--list", action="store_true", help="print the names of backends and adapters")
     p.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     return p

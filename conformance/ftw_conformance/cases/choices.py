@@ -54,7 +54,7 @@ def twins(b: Array, *rest: Array) -> Array:
     """Return for each candidate the first one of the same row in K; without K all differ, for ties go by index."""
     if not rest or rest[0].ndim != 2:
         return np.arange(len(b))
-    rows = np.concatenate([b[:, None], np.sort(rest[0], axis=1)], axis=1)
+    rows = np.concatenate([b[:, None], rest[0]], axis=1)
     return np.array([int(np.flatnonzero((rows == row).all(axis=1))[0]) for row in rows])
 
 
@@ -273,6 +273,10 @@ def cases() -> list[Case]:
                 heavy=True,
             )
         )
+    steep = 4.0 ** rng.permutation(n)  # a level taken from the wrong pair of scores lies beyond the next one
+    for quantile in (0.5, 0.6, 0.7):
+        call, account = cut(n, quantile), account_cut(n, quantile)
+        out.append(Case(f"filters/threshold/steep, quantile {quantile}", call, (steep,), account, WIDE, heavy=True))
     out.append(Case("filters/threshold/one score", cut(1, 0.5), (b[:1],), account_cut(1, 0.5), WIDE, heavy=True))
     for value in (-100.0, float(np.median(ties)), 3.0, 100.0):
         case = Case(f"filters/threshold/value {value}", cut(8, None), (ties, np.asarray(value)), tied_cut, WIDE)

@@ -81,6 +81,8 @@ def cases() -> list[Case]:
     every = sets(n, rng) | {
         "tight caps": ftw.CappedSimplex(1.0 / n, 1.0),
         "empty caps": ftw.CappedSimplex(0.5 / n, 1.0),
+        "barely empty caps": ftw.CappedSimplex((1 - 1e-4) / n, 1.0),
+        "box empty in one place": ftw.Box(-1.0, np.where(np.arange(n) == 1, -2.0, 1.0)),
         "no caps": ftw.CappedSimplex(np.inf, 2.0),
         "empty box": ftw.Box(1.0, 0.0),
         "total 0": ftw.Simplex(0.0),
@@ -92,10 +94,10 @@ def cases() -> list[Case]:
             wide = ("float64",) if what == "far" else ("float64", "float32")
             heavy = what not in ("random", "a stack")
             out.append(Case(f"project/{name}/{what}", projected, (v, constraint), account_projected, wide, heavy=heavy))
-        if name not in ("empty caps", "empty box", "negative total"):
+        if not ("empty" in name or name == "negative total"):
             inputs = (points["random"], constraint, rng.uniform(0.3, 3, size=n))
             out.append(Case(f"project/{name}/metric", projected_scaled, inputs, account_projected, heavy=True))
-        if name not in ("tight caps", "some caps", "caps", "boxes", "half box", "empty caps", "capped"):
+        if not ("cap" in name or name in ("boxes", "half box", "box empty in one place")) or name == "no caps":
             one = (np.asarray([0.7]), constraint)
             out.append(Case(f"project/{name}/one sample", projected, one, account_projected, heavy=True))
     return out

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import ftw
+from ftw import _array
+from ftw.optimizers._update import correction, inverse_root
 from ftw_conformance.table import Case, Expect, rounded
 
 from .models import orthonormal
@@ -163,7 +165,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     ],
     "adafactor": [
         {"eps": (1e-30, 1e-3)},
-        {"eps": (0.3, 2.0), "d": 0.5, "beta2_decay": -0.5},
+        {"eps": (0.8, 2.0), "d": 0.5, "beta2_decay": -0.5},
         {"eps": (None, 1e-3), "weight_decay": 0.3, "d": 3.0},
     ],
     "lion": [{}, {"betas": (0.7, 0.9)}, {"weight_decay": 0.3}],
@@ -188,7 +190,7 @@ def cases() -> list[Case]:
         if not hasattr(ftw.optimizers, name):
             continue
         for number, options in enumerate(every):
-            for step in (0, 1, 3, 40):
+            for step in (0, 1, 3, 4, 5, 40) if name == "radam" else (0, 1, 3, 40):  # where rho_t passes 5
                 for folded in (False, True):
                     damping = 0.1 if (number + step) % 2 else 0.0
                     heavy = not (number == 0 and step == 3 and not folded)
@@ -196,6 +198,39 @@ def cases() -> list[Case]:
         out += untouched(rng, name)
         out.append(traced(rng, name, 3))
         out.append(traced(rng, name, 0))
+    return out + shared(rng)
+
+
+def corrected(beta: float) -> Callable[..., dict[str, Any]]:
+    """Return a call of the bias correction at several steps, as a trace would make it."""
+    return lambda t: {"correction": correction(beta, t)}
+
+
+def rooted(v: Any, start: Any) -> dict[str, Any]:
+    """Return the response of the inverse root of v where it is not known whether there is a v yet."""
+    xp = _array.namespace(v)
+    operator = inverse_root(xp, v, 0.3, 0.1, 0.5, start=start, at_start=7.0)
+    return {"response": operator.apply(xp.ones_like(v))}
+
+
+def account_rooted(got: Mapping[str, Array], v: Array, start: Array) -> dict[str, Expect]:
+    """Divide, unless nothing is known yet or the parameter is untouched."""
+    value = 0.3 / (np.sqrt(v) + 0.1 + 0.5 * np.sqrt(np.mean(v))) if np.any(v) else 0 * v
+    return {"response": rounded(np.where(start, 7.0, value))}
+
+
+def shared(rng: Any) -> list[Case]:
+    """Return the cases of what the rules share, with arrays in place of numbers on every backend."""
+    steps = np.asarray([0.0, 1.0, 2.0, 17.0, 4000.0])
+    out = []
+    for beta in (0.0, 0.9, 0.999):
+        account = lambda got, t, beta=beta: {"correction": rounded(1 - beta**t, 1.0)}  # noqa: E731
+        out.append(Case(f"optimizers/correction/{beta}", corrected(beta), (steps,), account, heavy=True))
+    for what, v in (("touched", rng.uniform(size=(3, 2))), ("untouched", np.zeros((3, 2)))):
+        for start in (False, True):
+            inputs = (v, np.asarray(start))
+            case = Case(f"optimizers/inverse root/{what}, {start}", rooted, inputs, account_rooted, heavy=True)
+            out.append(case)
     return out
 
 
@@ -214,7 +249,8 @@ def make(rng: Any, name: str, options: dict[str, Any], shape: tuple[int, ...], f
     p = np.asarray(rng.normal(size=shape))
     a = np.asarray(rng.normal(size=shape)) if folded else None
     needs = bool(options.get("weight_decay")) or name in NEEDS_PARAM
-    return State(state, p if needs else None, a, np.asarray(rng.normal(size=shape)), {})
+    scalars = {"lr": np.asarray(0.9)} if name == "adafactor" and "beta2_decay" in options else {}  # above 1 / sqrt(t)
+    return State(state, p if needs else None, a, np.asarray(rng.normal(size=shape)), scalars)
 
 
 def one(rng: Any, name: str, number: int, options: Any, step: int, folded: bool, damping: float, heavy: bool) -> Case:

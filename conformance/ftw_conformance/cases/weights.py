@@ -148,6 +148,7 @@ def special(rng: Any, n: int) -> list[Case]:
 
     add("capped/tight", ftw.CappedSimplex(1.0 / n, 1.0))
     add("capped/infeasible", ftw.CappedSimplex(0.9 / n, 1.0))
+    add("capped/barely infeasible", ftw.CappedSimplex((1 - 1e-4) / n, 1.0))
     add("capped/negative total", ftw.CappedSimplex(1.0, -1.0))
     add("capped/no limit", ftw.CappedSimplex(np.inf, 1.0))
     add("capped/total 0", ftw.CappedSimplex(1.0, 0.0))
@@ -158,6 +159,10 @@ def special(rng: Any, n: int) -> list[Case]:
     add("simplex/total 0", ftw.Simplex(0.0))
     add("simplex/huge total", ftw.Simplex(1e9))
     add("box/empty", ftw.Box(1.0, -1.0))
+    second = np.arange(n) == 1
+    add("box/empty in one place", ftw.Box(-1.0, np.where(second, -2.0, 1.0)))
+    add("box/nowhere above in one place", ftw.Box(np.where(second, np.inf, -1.0), np.inf))
+    add("box/nowhere below in one place", ftw.Box(-np.inf, np.where(second, -np.inf, 1.0)))
     add("box/NaN below", ftw.Box(np.where(np.arange(n) == 1, np.nan, -1.0), 1.0))
     add("box/NaN above", ftw.Box(-1.0, np.where(np.arange(n) == 1, np.nan, 1.0)))
     add("box/one point", ftw.Box(0.25, 0.25))
