@@ -169,7 +169,7 @@ def choose(
 
     passed = xp.arange(keep, device=_array.device(b)) < filtered.count  # (k,)
     c = xp.take(safe, filtered.indices)  # (k,)
-    constraint = _at(xp, constraint, indices, n)
+    constraint = _at(xp, constraint, indices)
     weights, status = _weigh(xp, K, c, passed, weight, constraint, ridge, solver)
     status = xp.where(intact, status, xp.full_like(status, int(Status.NOT_FINITE)))
     unusable = (status == int(Status.NOT_FINITE)) | (status == int(Status.INFEASIBLE)) | (status == int(Status.NOT_PSD))
@@ -284,21 +284,16 @@ def _solve(
     return weights, status, useful & (amount > 0)
 
 
-def _at(xp: Any, constraint: Constraint, indices: Any, n: int) -> Constraint:
+def _at(xp: Any, constraint: Constraint, indices: Any) -> Constraint:
     """Return the set of the picked candidates, from bounds that are numbers or one a candidate (n,)."""
 
-    def pick(bound: Any, what: str) -> Any:
-        shape = tuple(getattr(bound, "shape", ()))
-        if shape == ():
-            return bound
-        if shape != (n,):
-            raise ValueError(f"filter_then_weight: {what} {shape} must be a number or ({n},), one a candidate")
-        return xp.take(bound, indices)
+    def pick(bound: Any) -> Any:
+        return xp.take(bound, indices) if getattr(bound, "ndim", 0) else bound
 
     if isinstance(constraint, CappedSimplex):
-        return CappedSimplex(pick(constraint.cap, "cap"), constraint.total)
+        return CappedSimplex(pick(constraint.cap), constraint.total)
     if isinstance(constraint, Box):
-        return Box(pick(constraint.lower, "lower"), pick(constraint.upper, "upper"))
+        return Box(pick(constraint.lower), pick(constraint.upper))
     return constraint
 
 
@@ -375,6 +370,10 @@ def check_options(
         raise TypeError(
             f"{what}: constraint is a {type(constraint).__name__}; expected NonNegative, Simplex, CappedSimplex or Box"
         )
+    for name in ("cap", "lower", "upper"):
+        shape = tuple(getattr(getattr(constraint, name, None), "shape", ()))
+        if shape not in ((), (n,)):
+            raise ValueError(f"{what}: {name} {shape} must be a number or ({n},), one a candidate")
     if isinstance(ridge, (int, float)) and not 0 <= ridge < float("inf"):
         raise ValueError(f"{what}: ridge={ridge} must be finite and not negative")
     if not isinstance(cap, (int, float)) or not 0 <= cap <= 1:

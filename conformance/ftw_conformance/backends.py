@@ -164,7 +164,7 @@ EAGER_JAX = (
     "products/model/0", "combine/wide", "combine/tied*", "take/rows", "operators/polar/*", "operators/kronecker/*",
     "qp/capped/all kinds, a batch", "qp/a batch with one bad problem", "project/capped/random", "filters/top_k/*",
     "filters/matching/random/*", "filters/greedy_utility/ties/*", "filters/threshold/*", "filters/boltzmann/1.0/*",
-    "resample/*", "guard/*", "optimizers/*", "selection/default", "selection/shortlist 0.5, memorised", "refuses/*",
+    "resample/*", "guard/*", "optimizers/*", "selection/shortlist 0.5, memorised", "refuses/*",
     "sketch/hash",
 )  # fmt: skip
 

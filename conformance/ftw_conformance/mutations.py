@@ -153,6 +153,16 @@ MUTATIONS: list[Mutation] = [
     ),
     *_all(
         "optimizers/_update.py",
+        (
+            "xp.sqrt(xp.sum(v) / max(math.prod(v.shape), 1))",
+            "xp.sum(xp.sqrt(v)) / max(math.prod(v.shape), 1)",
+            "the damping by the mean, not the rms",
+        ),
+        (
+            "return -xp.expm1(t * math.log(beta))",
+            "return -xp.expm1((t + 1) * math.log(beta))",
+            "a correction a step late, for arrays",
+        ),
         ("(xp.sqrt(v + eps_root) if eps_root else xp.sqrt(v)) + eps", "xp.sqrt(v + eps)", "eps inside the root"),
         (
             "denominator = denominator + damping *",
@@ -168,6 +178,13 @@ MUTATIONS: list[Mutation] = [
     ),
     *_all(
         "optimizers/_adam.py",
+        ("early = rho_t <= 5", "early = rho_t <= 4", "RAdam rectifies a step early"),
+        ("xp.maximum(b2 * u, xp.abs(a) + eps)", "xp.maximum(u, xp.abs(a) + eps)", "Adamax does not decay its maximum"),
+        (
+            "own = pick(xp, start, 1.0, correction(b2, step), v)\n    if v_max",
+            "own = pick(xp, start, 1.0, correction(b2, step + 1), v)\n    if v_max",
+            "the raw moment's correction is a step late",
+        ),
         (
             "v, own = b2 * v + (1 - b2) * widen(xp, anticipate) ** 2, correction(b2, step + 1)",
             "v, own = b2 * v + (1 - b2) * widen(xp, anticipate) ** 2, correction(b2, step)",
@@ -185,6 +202,7 @@ MUTATIONS: list[Mutation] = [
     ),
     *_all(
         "optimizers/_adagrad.py",
+        ("v = alpha * v + (1 - alpha) * a**2", "v = alpha * v + a**2", "RMSprop adds the whole square"),
         (
             "rate = lr / (1 + step * lr_decay)",
             "rate = lr / (1 + (step + 1) * lr_decay)",
@@ -194,10 +212,22 @@ MUTATIONS: list[Mutation] = [
     ),
     *_all(
         "optimizers/_factored.py",
+        (
+            "xp.mean(a * a, axis=-1, keepdims=True)",
+            "xp.sum(a * a, axis=-1, keepdims=True)",
+            "Adafactor's rows are sums",
+        ),
+        (
+            "mean = xp.mean(r, axis=-2, keepdims=True)",
+            "mean = xp.mean(c, axis=-1, keepdims=True)",
+            "Adafactor divides by the mean of the columns",
+        ),
+        ("(step + 1) ** -0.5, p)", "(step + 2) ** -0.5, p)", "Adafactor's relative step is a step late"),
         ("clip = xp.where(size > 1, size, 1.0)", "clip = size", "Adafactor stretches what it should clip"),
     ),
     *_all(
         "optimizers/_sign.py",
+        ("b1 * m + (1 - b1) * _array", "b1 * m - (1 - b1) * _array", "Lion's anticipated gradient with the wrong sign"),
         (
             "share = 1.0 if momentum_buffer is None or not momentum else 1.0 - dampening",
             "share = 1.0 - dampening",
@@ -206,6 +236,21 @@ MUTATIONS: list[Mutation] = [
     ),
     *_all(
         "optimizers/_matrix.py",
+        (
+            "a = a if left is None else left.T @ a",
+            "a = a if left is None else left @ a",
+            "SOAP rotates the anticipated gradient the wrong way",
+        ),
+        (
+            "offset = offset if right is None else offset @ right.T",
+            "offset = offset if right is None else offset @ right",
+            "SOAP's momentum comes back transposed",
+        ),
+        (
+            "return math.sqrt(max(1.0, height / width))",
+            "return math.sqrt(max(1.0, width / height))",
+            "Muon's scale of wide matrices",
+        ),
         (
             "operator = Rotated(left, inner.values, right)",
             "operator = Rotated(left, inner.values[:, ::-1], right)",
@@ -219,6 +264,23 @@ MUTATIONS: list[Mutation] = [
     ),
     *_all(
         "filters.py",
+        (
+            "best = xp.argmax(residual)",
+            "best = residual.shape[0] - 1 - xp.argmax(xp.flip(residual))",
+            "matching: ties by the last index",
+        ),
+        (
+            "best = xp.argmax(utility)",
+            "best = utility.shape[0] - 1 - xp.argmax(xp.flip(utility))",
+            "greedy utility: ties by the last index",
+        ),
+        ("low = int(place)", "low = int(place + 0.5)", "the quantile between the wrong scores"),
+        (
+            "xp.where(spread > 0, spread, xp.ones_like(spread)) / temperature",
+            "xp.where(spread > 0, spread, xp.ones_like(spread)) * temperature",
+            "the temperature upside down",
+        ),
+        ("uniforms * upper[-1]", "uniforms", "resample: weights taken to sum to one"),
         (
             "residual = scores - xp.take(gram, picks, axis=1) @ weights",
             "residual = (scores - xp.take(gram, picks, axis=1) @ weights) / xp.sqrt(xp.linalg.diagonal(gram))",
@@ -254,6 +316,17 @@ MUTATIONS: list[Mutation] = [
     ),
     *_all(
         "constraints.py",
+        ("    z = xp.maximum(z, limits.lower)\n    return z if", "    return z if", "the lower bound is ignored"),
+        (
+            "slack = 4 * upper.shape[-1]",
+            "slack = 1e12 * upper.shape[-1]",
+            "caps that nearly reach the total are accepted",
+        ),
+        (
+            "good = xp.all((lower <= upper) &",
+            "good = xp.any((lower <= upper) &",
+            "one coordinate that is not empty suffices",
+        ),
         (
             "root = root + xp.where(slope > 0, excess",
             "root = root - xp.where(slope > 0, excess",
@@ -274,6 +347,12 @@ MUTATIONS: list[Mutation] = [
     *_all(
         "_qp_problem.py",
         (
+            "return read(f), read(kkt), _array.pick(xp, loss > 0, loss, 0.0) / scale",
+            "return read(f), read(kkt), 0.0 * loss",
+            "the gap is always zero",
+        ),
+        ("M = M + xp.matrix_transpose(M)", "M = 2 * M", "the matrix is not symmetrised"),
+        (
             "M = M + unit * (r * (column(ridge) * r))[..., None]",
             "M = M + unit * (r * column(ridge))[..., None]",
             "the ridge is scaled once",
@@ -287,11 +366,27 @@ MUTATIONS: list[Mutation] = [
     ),
     *_all(
         "qp.py",
+        (
+            "float(xp.finfo(M.dtype).eps) ** 0.5 * unit",
+            "1e3 * float(xp.finfo(M.dtype).eps) ** 0.5 * unit",
+            "an indefinite matrix passes for rounding",
+        ),
+        (
+            "*keep(xp, certified, proof, certificate(xp, p, z, balance(xp, p, z)))",
+            "*proof",
+            "out of steps, the certificate of another point",
+        ),
         ("status = pick(xp, is_psd, status, ok + int(Status.NOT_PSD))", "", "indefinite matrices are accepted"),
         ("status = pick(xp, is_finite, status, ok + int(Status.NOT_FINITE))", "", "NaN has no status"),
     ),
     *_all(
         "guard.py",
+        ("* (1.0 if m > 1 else 0.0)", "", "one target sample has a variance"),
+        (
+            "xp.clip(slope * (1 - f), 0.0, cap), f",
+            "xp.clip(slope * (1 - f), 0.0, 1.0), f",
+            "the guard knows no cap, for arrays",
+        ),
         ("slope * (1 - f), 0.0, cap", "slope * (f - 1), 0.0, cap", "the gate opens the wrong way, for arrays"),
         (
             "gate = min(max(slope * (1 - f), 0.0), cap)",
@@ -304,6 +399,23 @@ MUTATIONS: list[Mutation] = [
     ),
     *_all(
         "choice.py",
+        (
+            "shortlist = -int(-n * shortlist // 1)",
+            "shortlist = int(n * shortlist)",
+            "a fraction of the pool rounded down",
+        ),
+        ("< filtered.count", "<= filtered.count", "one more passes than the filter says"),
+        ("useful = xp.any(passed & (c > 0))", "useful = xp.any(c > 0)", "usefulness of those that did not pass"),
+        (
+            "predicted_decrease=gained - length / 2",
+            "predicted_decrease=length / 2 - gained",
+            "the predicted decrease with the wrong sign",
+        ),
+        (
+            "places = [go_on + int((i + 0.5) * rest / q) for i in range(q)]",
+            "places = [go_on + int(i * rest / q) for i in range(q)]",
+            "the strata's places at their edges",
+        ),
         (
             "weights, status = free.weights * scale, free.status",
             "weights, status = free.weights, free.status",
@@ -339,11 +451,14 @@ MUTATIONS: list[Mutation] = [
     ),
     *_all(
         "sketch.py",
+        ("enumerate(sorted(gradients))", "enumerate(gradients)", "a sketch by the order of insertion"),
+        ("else weights**0.5", "else weights", "a sketch of P in place of its root"),
         ("sign = 1 - 2 * (low & 1)", "sign = 1 + 0 * (low & 1)", "a sketch without signs"),
         ("for _ in range(iterations):", "for _ in range(0):", "no subspace iteration"),
     ),
     *_all(
         "selection.py",
+        ("xp.full((n,), 1 / n, dtype=dtype", "xp.full((n,), 1.0, dtype=dtype", "the pool's sum for its mean"),
         (
             "{name: target[name] - mean[name] for name in mean}",
             "{name: target[name] + mean[name] for name in mean}",

@@ -330,6 +330,7 @@ def guard_cases() -> list[Case]:
         "half open": (1.9, 9.0, 2.0, 5),
         "at the threshold": (1.0, 5.0, 2.0, 5),
         "one target": (1.0, 1.0, 2.0, 1),
+        "one target, its length rounded": (1.0, 1.5, 2.0, 1),
         "two targets": (0.2, 2.0, 5.0, 2),
         "identical targets": (2.0, 2.0, 5.0, 3),
         "rounded below": (2.0, 2.0 - 1e-3, 5.0, 3),

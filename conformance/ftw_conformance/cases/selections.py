@@ -127,7 +127,7 @@ def select(
             norms = float(np.mean([x @ P @ x for x in T]))
             a, ratio = (
                 (0.0, math.nan)
-                if math.isnan(norms)
+                if not math.isfinite(norms)
                 else ref.shrinkage(square, norms, (t - pool) @ P @ (t - pool), len(T), cap=guard)
             )
         ratio = math.inf if len(T) == 1 else ratio
@@ -204,6 +204,14 @@ def none(scores: Any, gram: Any, k: int) -> Any:
     return ftw.Filtered(chosen.indices, 0 * chosen.count)
 
 
+def backwards(scores: Any, gram: Any, k: int) -> Any:
+    """Let the two worst pass, and keep the best besides."""
+    xp = _array.namespace(scores)
+    order = xp.argsort(scores, stable=True)
+    indices = xp.concat([order[:2], order[2 - k :]])
+    return ftw.Filtered(indices, xp.asarray(2, dtype=xp.int32, device=_array.device(scores)))
+
+
 def stubborn(gram: Any, linear: Any, constraint: Any, **options: Any) -> Any:
     """Return a solver of one's own: the house's, by another name."""
     return ftw.solve_qp(gram, linear, constraint, **options)
@@ -217,6 +225,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "greedy": {"keep": 4, "filter": "greedy_utility"},
     "few": {"keep": 4, "filter": few},
     "none": {"keep": 4, "filter": none},
+    "backwards": {"keep": 4, "filter": backwards},
+    "backwards, NonNegative": {"keep": 4, "filter": backwards, "constraint": ftw.NonNegative()},
+    "backwards, uniform": {"keep": 4, "filter": backwards, "weight": "uniform"},
     "few, NonNegative": {"keep": 4, "filter": few, "constraint": ftw.NonNegative()},
     "few, Box": {"keep": 4, "filter": few, "constraint": ftw.Box(0.01, 0.2)},
     "few, capped": {"keep": 4, "filter": few, "constraint": ftw.CappedSimplex(0.7, 1.0)},
@@ -312,12 +323,15 @@ def situations(rng: Any, add: Any, p: Pool) -> list[Case]:
     spoilt = p._replace(target={k: g * np.nan for k, g in p.target.items()})
     add("the target is not a number", spoilt, base)
     add("a target sample is not a number", p._replace(samples=scaled(p.samples, factors=[1, np.nan, 1])), base)
+    plain = {k: ftw.Scale(np.asarray(1.0)) for k in p.geometry}
+    vast = p._replace(samples=scaled(p.samples, factors=[1, 1e180, 1]), geometry=plain)
+    add("a target sample overflows", vast, base, dtypes=("float64",))
     for name in ("default", "NonNegative", "capped", "Box", "top_k", "uniform", "greedy"):
         zero = p._replace(candidates=scaled(p.candidates, factors=[0.0] * 10))
         add(f"all gradients are zero, {name}", zero, OPTIONS[name] | {"ridge": 0.05})
         against = p._replace(
             target={k: np.abs(g) for k, g in p.target.items()},
-            geometry={k: ftw.Scale(np.asarray(1.0)) for k in p.geometry},
+            geometry=plain,
         )
         against = against._replace(candidates=opposed(against.candidates, against.target), samples=None)
         add(f"no candidate helps, {name}", against, OPTIONS[name])

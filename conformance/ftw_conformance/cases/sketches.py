@@ -104,9 +104,11 @@ def walked(size: int, seed: int) -> Callable[..., dict[str, Any]]:
         first: Any = [0]
         one = ftw.sketch.count_sketch(ftw.take(x, first), p, size, seed=seed)
         other = ftw.sketch.count_sketch(ftw.take(x, first), p, size, seed=seed + 1)
+        turned = ftw.sketch.count_sketch(dict(reversed(x.items())), p, size, seed=seed)
         xp = _array.namespace(whole)
         return {
             "parts": parts - whole,
+            "order of names": turned - whole,
             "one": one[0, :] - whole[0, :],
             "seeds": xp.sum(one * other) / xp.sum(one * one),
         }
@@ -122,6 +124,7 @@ def account_walked(got: Mapping[str, Array], x: Any, g: Any, p: Any) -> dict[str
     many = 64 * terms(x)
     return {
         "parts": summed(np.zeros(got["parts"].shape), size, many),
+        "order of names": summed(np.zeros(got["parts"].shape), size, many),
         "one": summed(np.zeros(got["one"].shape), size, many),
         "seeds": exactly(got["seeds"]),
         "seeds differ": most(0.8, abs(float(got["seeds"]))),
@@ -130,26 +133,28 @@ def account_walked(got: Mapping[str, Array], x: Any, g: Any, p: Any) -> dict[str
 
 def pinned(x: Any) -> dict[str, Any]:
     """Return the hash itself: which coordinate goes where, with which sign."""
-    return {"sketch": ftw.sketch.count_sketch(x, {"w": ftw.Scale(1.0)}, 11, seed=7)}
+    return {"sketch": ftw.sketch.count_sketch(x, dict.fromkeys(x, ftw.Scale(1.0)), 11, seed=7)}
 
 
 def account_pinned(got: Mapping[str, Array], x: Any) -> dict[str, Expect]:
     """Return the hash again, in Python integers."""
-    G = explicit.dense(x["w"])
-    out = np.zeros((len(G), 11))
-    for r in range(G.shape[1]):
-        for c in range(G.shape[2]):
-            bucket, sign = hashed(r, c, 11, 7)
-            out[:, bucket] += sign * G[:, r, c]
-    return {"sketch": rounded(out, np.sum(np.abs(G)), 1.0)}
+    out, total = np.zeros((2, 11)), 0.0
+    for i, name in enumerate(sorted(x)):
+        G = explicit.dense(x[name])
+        for r in range(G.shape[1]):
+            for c in range(G.shape[2]):
+                bucket, sign = hashed(r, c, 11, 7, i)
+                out[:, bucket] += sign * G[:, r, c]
+        total += np.sum(np.abs(G))
+    return {"sketch": rounded(out, total, 1.0)}
 
 
-def hashed(row: int, column: int, size: int, seed: int) -> tuple[int, int]:
-    """Return bucket and sign of one coordinate of the first parameter, as docs/golden-vectors.md describes them."""
+def hashed(row: int, column: int, size: int, seed: int, parameter: int = 0) -> tuple[int, int]:
+    """Return bucket and sign of one coordinate, as docs/golden-vectors.md describes them."""
     words = []
     for side, number in enumerate((row, column)):
-        words.append(mixed(number >> 16, number & 0xFFFF, keys(seed, 0, 0, side)))
-    high, low = mixed(words[0][0] ^ words[1][0], words[0][1] ^ words[1][1], keys(seed, 0, 0, 2))
+        words.append(mixed(number >> 16, number & 0xFFFF, keys(seed, parameter, 0, side)))
+    high, low = mixed(words[0][0] ^ words[1][0], words[0][1] ^ words[1][1], keys(seed, parameter, 0, 2))
     return (high * size + (low * size >> 16)) >> 16, 1 - 2 * (low & 1)
 
 
@@ -239,6 +244,7 @@ def cases() -> list[Case]:
             case = Case(f"sketch/many seeds/{start}", averaged(64), inputs, account_averaged, ("float64",), heavy=True)
             out.append(case)
     pin = {"w": ftw.Dense(rng.normal(size=(2, 5, 9)))}
+    pin["v"] = pin["w"].take(np, np.array([1, 0]))
     out.append(Case("sketch/hash", pinned, (pin,), account_pinned))
     for rank, iterations, oversample, exact in ((2, 2, 8, True), (3, 3, 1, False), (1, 0, 2, False), (4, 6, 1, False)):
         x = {

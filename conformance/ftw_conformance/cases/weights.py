@@ -171,6 +171,8 @@ def special(rng: Any, n: int) -> list[Case]:
     add("box/no bounds", ftw.Box(-np.inf, np.inf))
     add("box/nowhere above", ftw.Box(np.inf, np.inf))
     add("not symmetric", ftw.NonNegative(), K=K + np.triu(rng.normal(size=(n, n)), 1) * 1e-3)
+    first = (np.arange(n)[:, None] + np.arange(n) == 1) & (np.arange(n) < 2)  # the two elements beside the diagonal
+    add("simplex/barely indefinite", ftw.Simplex(1.0), K=np.eye(n) + (1 + 1.2e-5) * first, dtypes=("float64",))
     add("nonnegative/nothing asked", ftw.NonNegative(), c=0 * c)
     add("simplex/nothing asked", ftw.Simplex(1.0), c=0 * c)
     add("simplex/zero gram, no ridge", ftw.Simplex(1.0), K=0 * K)
