@@ -295,7 +295,7 @@ def combinations(rng: Any) -> list[Case]:
         out.append(Case(f"turned/{name}", turned, (x,), account_turned, WIDE, heavy=True))
         out.append(Case(f"take/{name}", taken, (x, i), account_taken, WIDE))
         none = np.array([0.5, 0.0, -1.0, 0.0, 2.0])
-        spoilt = scaled(x, factors=[1, np.nan, 1, np.inf, 1])
+        spoilt = {key: _spoilt(r, np.array([1, np.nan, 1, np.inf, 1])) for key, r in x.items()}
         out.append(Case(f"combine/{name}/a refused sample is not a number", combined, (spoilt, none, i), spared, ALL))
         out.append(Case(f"combine/{name}/no weight", combined, (spoilt, np.zeros(5), i), spared, WIDE))
     return out
@@ -307,12 +307,22 @@ def spared(got: Mapping[str, Array], x: Any, w: Array, i: Array) -> dict[str, Ex
     return account_combined(got, clean, w, i)
 
 
+def _spoilt(record: Any, factors: Array) -> Any:
+    """Return the record with every array of values multiplied, sample by sample."""
+    if isinstance(record, ftw.Sum):
+        return ftw.Sum(tuple(_spoilt(part, factors) for part in record.parts))
+    record = scaled(record, factors=factors)
+    if not isinstance(record, ftw.OuterProduct):
+        return record
+    return ftw.OuterProduct(np.asarray(record.inputs) * factors[:, None, None], record.output_grads)
+
+
 def _cleaned(record: Any) -> Any:
     if isinstance(record, ftw.Sum):
         return ftw.Sum(tuple(map(_cleaned, record.parts)))
     if isinstance(record, ftw.Dense):
         return ftw.Dense(np.nan_to_num(np.asarray(record.grads), posinf=0.0, neginf=0.0))
     b = np.nan_to_num(np.asarray(record.output_grads), posinf=0.0, neginf=0.0)
-    return (
-        ftw.Rows(record.indices, b, record.size) if isinstance(record, ftw.Rows) else ftw.OuterProduct(record.inputs, b)
-    )
+    if isinstance(record, ftw.Rows):
+        return ftw.Rows(record.indices, b, record.size)
+    return ftw.OuterProduct(np.nan_to_num(np.asarray(record.inputs), posinf=0.0, neginf=0.0), b)
