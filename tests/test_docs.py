@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from ftw_conformance import adapters, backends
 from ftw_conformance.__main__ import COMMANDS
 
 ROOT = Path(__file__).parents[1]
@@ -69,6 +70,14 @@ def run(page, *, slow):
             assert printed.split() == block.body.split(), f"{page.name}, line {block.line}: printed\n{printed}"
             printed = None
     return skipped
+
+
+@pytest.fixture(autouse=True)
+def registries(monkeypatch):
+    """What a page registers is gone after it."""
+    monkeypatch.setattr(backends, "_factories", dict(backends._factories))
+    monkeypatch.setattr(adapters, "_adapters", dict(adapters._adapters))
+    monkeypatch.setattr(adapters, "_compiling", set(adapters._compiling))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
