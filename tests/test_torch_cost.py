@@ -13,6 +13,7 @@ from ftw_torch.records import join
 from ftw_torch.solver import best_solver, compiled
 from ftw_torch.stream import Stream, worth_writing, written
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import ftw
 from ftw import Dense, OuterProduct, Rows, Sum
@@ -103,6 +104,29 @@ def test_a_budget_turns_one_pass_into_two(way, caplog):
     with caplog.at_level(logging.INFO, "ftw_torch"):
         assert not answer(model, pool, target, memory_budget=10**9, **way)[2]._two_passes
     assert not caplog.text
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, reentrant):
+        super().__init__()
+        self.words, self.block, self.head = nn.Embedding(11, 8), nn.Linear(8, 8), nn.Linear(8, 11)
+        self.reentrant = reentrant
+
+    def forward(self, x):
+        h = self.words(x)
+        return self.head(checkpoint(lambda h: F.gelu(self.block(h)), h, use_reentrant=self.reentrant))
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointing_turns_one_pass_into_two(reentrant, caplog):
+    torch.manual_seed(0)
+    model = Checkpointed(reentrant).double()
+    pool, target = tokens(10), tokens(4)
+    with caplog.at_level(logging.INFO, "ftw_torch"):
+        got = answer(model, pool, target)  # its second step: two passes
+    assert "checkpoints its activations" in caplog.text
+    assert got[2]._two_passes
+    same(got, answer(model, pool, target, mode="one_pass"))
 
 
 def test_the_open_guard_agrees():

@@ -17,10 +17,12 @@ from ftw.gram import squared_norms
 
 from .records import join_same
 
-__all__ = ["add_gram", "lengths", "product", "root_of"]
+__all__ = ["add_gram", "block_bytes", "lengths", "product", "root_of"]
 
-CACHE_BYTES = 2**22
-ROW_BYTES = 2**24
+
+def block_bytes(x: Tensor) -> int:
+    """Return how large a block should be: a share of a processor's cache, or enough to keep a GPU busy."""
+    return 2**28 if x.is_cuda else 2**23
 
 
 def product(x: Tensor, y: Tensor) -> Tensor:
@@ -28,8 +30,9 @@ def product(x: Tensor, y: Tensor) -> Tensor:
     dtype = torch.promote_types(x.dtype, y.dtype)
     if dtype.itemsize >= 4:
         return x.to(dtype) @ y.to(dtype)
-    if x.is_cuda and x.ndim == 3 and y.ndim == 3 and x.dtype == y.dtype:
-        return torch.bmm(x, y, out_dtype=torch.float32)
+    if x.is_cuda and x.dtype == y.dtype and x.ndim == y.ndim:
+        multiply = torch.bmm if x.ndim == 3 else torch.mm
+        return multiply(x, y, out_dtype=torch.float32)
     return x.float() @ y.float()
 
 
@@ -45,7 +48,7 @@ def root_of(operator: Operator, rows: slice) -> Any:
 def add_gram(pieces: Sequence[Record], operator: Operator) -> Tensor:
     """Return ``<g_i, P g_j>`` (n, n) of one parameter for the samples of all pieces."""
     if not isinstance(operator, (Diagonal, Scale)):
-        out: Tensor = ftw.gram({"": join_same(pieces)}, {"": operator}, max_bytes=ROW_BYTES)
+        out: Tensor = ftw.gram({"": join_same(pieces)}, {"": operator}, max_bytes=block_bytes(_leaf(pieces[0])))
         return out
     total: Any = None
     for x in _blocks(pieces, operator):
@@ -73,18 +76,20 @@ def _blocks(pieces: Sequence[Record], operator: Operator) -> Iterator[Tensor]:
     height, width = matrix_shape(pieces[0].shape)
     size = max(_item(piece) for piece in pieces)
     if all(isinstance(piece, Rows) for piece in pieces):
-        yield from _looked_up(pieces, operator, n, max(1, ROW_BYTES // (n * height * size)))
+        yield from _looked_up(pieces, operator, n, max(1, block_bytes(_leaf(pieces[0])) // (n * height * size)))
         return
     simple = all(isinstance(piece, (OuterProduct, Dense)) for piece in pieces)
     if simple and isinstance(operator, Scale) and all(isinstance(piece, Dense) for piece in pieces):
         rows = height
     else:
-        rows = max(1, (CACHE_BYTES if simple else ROW_BYTES) // (n * width * size))
+        rows = max(1, block_bytes(_leaf(pieces[0])) // (n * width * size))
     for start in range(0, height, rows):
         part = slice(start, min(start + rows, height))
         blocks = [_block(piece, part, width) for piece in pieces]
         x = blocks[0] if len(blocks) == 1 else torch.cat(blocks)  # (n, r, c)
-        yield (x * root_of(operator, part)).reshape(n, -1)
+        fresh = len(blocks) > 1 or isinstance(pieces[0], OuterProduct)
+        root = root_of(operator, part)
+        yield (x.mul_(root) if fresh else x * root).reshape(n, -1)
 
 
 def _block(record: Record, rows: slice, width: int) -> Tensor:
@@ -142,6 +147,11 @@ def _compact(rows: Tensor, size: int) -> tuple[Tensor, Tensor | None, int]:
     numbers = torch.empty_like(rank).scatter_(0, order, rank)
     which = ordered[-1].expand(count).clone().scatter_(0, rank, ordered)
     return numbers, which, count
+
+
+def _leaf(record: Record) -> Tensor:
+    out: Tensor = arrays.leaves(record)[0]
+    return out
 
 
 def _item(record: Record) -> int:

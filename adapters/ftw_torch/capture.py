@@ -96,6 +96,7 @@ class Capture(TorchFunctionMode):
         self._derived: list[Derived] = []
         self._mine = {id(x): (Layout(1, x.numel() // samples), x) for x in batch if x.ndim and x.shape[0] == samples}
         self._checkpointed = False  # a parameter was used without a graph: perhaps in a checkpoint
+        self.recomputed = False  # functions ran with a graph in the middle of the backward: a checkpoint's
 
     # ------------------------------------------------------------------------------------------------------------------
     # Forward
@@ -108,6 +109,7 @@ class Capture(TorchFunctionMode):
         graph = torch.is_grad_enabled()
         if func in PLAIN or (self.open and not graph):
             return func(*args, **kwargs)
+        self.recomputed = self.recomputed or self.open
         if func is Tensor.__iter__:
             with self:
                 return iter(args[0].unbind(0))
@@ -312,7 +314,8 @@ class Capture(TorchFunctionMode):
         if isinstance(record, Dense):
             g: Any = record.grads
             record = Dense(g.reshape(self.samples, *seen(self.parameters[key].shape)))
-        kept = record if self.sink is None else self.sink(key, record)
+        with torch._C.DisableTorchFunction():  # the sink's own arithmetic is nobody's business
+            kept = record if self.sink is None else self.sink(key, record)
         if kept is not None:
             self.parts[key].append(kept)
 
@@ -333,9 +336,10 @@ class Capture(TorchFunctionMode):
         reentrant = self._checkpointed and has_reentrant([losses])
         known = len(self._leaves)
         leaves = [self.anchor, *(leaf for _, leaf, _ in self._leaves)]
+        total = losses.sum()
         self.open = True
         try:
-            found = gradients(losses.sum(), leaves, retain=bool(self.slow) or reentrant, reentrant=reentrant)[1:]
+            found = gradients(total, leaves, retain=bool(self.slow) or reentrant, reentrant=reentrant)[1:]
         finally:
             self.open = False
         found += [leaf.grad for _, leaf, _ in self._leaves[known:]]  # made while a reentrant checkpoint ran again

@@ -46,6 +46,7 @@ class Passes:
     ) -> None:
         self.model, self.per_sample_loss, self.slow = model, per_sample_loss, slow
         self.ambient, self.scale = Ambient() if ambient is None else ambient, scale
+        self.checkpointed = False  # whether any backward ran a part of the forward again
 
     def unscaled(self, x: Tensor, power: int = 1) -> Tensor:
         """Return what was multiplied by the scale, to a power, without it."""
@@ -78,6 +79,7 @@ class Passes:
         with torch.enable_grad(), Capture(parameters, n, tensors, slow=self.slow, sink=sink) as capture:
             losses = self.losses(batch, n, what)
             records = capture.backward(losses if self.scale is None else losses * self.scale.to(losses.dtype))
+        self.checkpointed = self.checkpointed or capture.recomputed
         return losses.detach(), records
 
     def gradient(

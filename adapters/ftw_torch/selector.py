@@ -12,6 +12,7 @@ With ``mode="two_pass"`` nothing is kept, and the gradient of those chosen comes
 
 from __future__ import annotations
 
+import logging
 import math
 import warnings
 from collections.abc import Callable
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ftw import Selection, Simplex, Status
-from ftw.choice import Products, check_options, choose
+from ftw.choice import check_options, choose
 from ftw.geometry import Operator
 
 from . import batches
@@ -29,13 +30,15 @@ from .audit import audit
 from .capture import refuse_coupled_layers, trainable
 from .optimizers import geometry
 from .passes import Passes, uncompiled
-from .pool import inner
 from .precision import Ambient, Overflow, overflowed
+from .products import PoolProducts
 from .solver import best_solver
 from .target import Target, refuse_nonfinite, refuse_target, target_of
 from .walk import Plan, Walk
 
 __all__ = ["FilterThenWeight"]
+
+log = logging.getLogger("ftw_torch")
 
 Loss = Callable[[nn.Module, Any], Tensor]
 
@@ -69,8 +72,8 @@ class FilterThenWeight:
     mode : {"auto", "one_pass", "two_pass"}
         One pass keeps the pool's records and composes the update from them. Two passes keep nothing but scores and
         Gram matrix, and go back to those chosen: less memory, ``keep/N`` of a plain step more. "auto" is one pass,
-        and two from the step on at which the records exceed ``memory_budget``; the log (``ftw_torch``) says so. With
-        ``target=None`` records are kept in any mode.
+        and two from the step on at which the records exceed ``memory_budget``, or after the first step of a model that
+        checkpoints its activations; the log (``ftw_torch``) says so. With ``target=None`` records are kept in any mode.
     memory_budget : int, optional
         Bytes of records that one pass may keep.
     score_rank : int, optional
@@ -140,6 +143,7 @@ class FilterThenWeight:
         self._slow: dict[str, str] = {}  # parameters left to per-sample autograd, and why
         self._several: set[str] = set()  # parameters used more than once
         self._two_passes = mode == "two_pass"
+        self._open = False  # whether the guard's gate was open at the last step
         self._audited = False
         self._warned = False
 
@@ -228,8 +232,10 @@ class FilterThenWeight:
                 captured, goal = (goal.losses, goal.samples), goal._replace(samples=None)
             plan = self._plan(n, guarded=goal.samples is not None)
             walk = Walk(passes, parameters, pool, goal.mean, operators, plan, self._several, captured)
-            if plan.keep and not walk.kept:
+            if plan.keep and (not walk.kept or (passes.checkpointed and self.mode == "auto" and target is not None)):
                 self._two_passes = True
+                if walk.kept:
+                    log.info("the model checkpoints its activations: two passes from the next step on")
             selection, update = self._decide(walk, goal, operators, compose=compose)
             return selection, update, parameters
 
@@ -280,68 +286,24 @@ class FilterThenWeight:
     ) -> tuple[Selection, dict[str, Tensor]]:
         """Return the selection, made on the host, and its update; a status without weights becomes an exception."""
         n = len(walk.losses)
-        asked = self._asks(n)
-        first = walk.scores.argsort(descending=True, stable=True)[:asked].sort().values if asked else None  # NaN last
-        gram = None if first is None else walk.gram(None if asked == n else first)
-        square = _sum([inner(g, operators[name], g) for name, g in goal.mean.items()])
-        lengths = None if goal.samples is None else walk.unscaled(goal.samples.lengths(operators).mean(), 2)
-        fetched = fetch([walk.losses, walk.scores, goal.losses, square, lengths, gram, first])
-        losses, scores, target_losses, square, lengths, gram, first = fetched
+        pool = PoolProducts(walk, goal, operators, self._asks(n), means=self._open and goal.samples is not None)
         if walk.captured is None:
-            refuse_nonfinite(target_losses, None, "target")
-        good = self._good(losses, scores, goal)
+            refuse_nonfinite(pool.target_losses, None, "target")
+        good = pool.good = self._good(pool.losses, pool.scores, goal)
         keep = self.keep if good is None else min(self.keep, len(good))
-        composed: dict[tuple[Any, ...], dict[str, Tensor]] = {}
-
-        def update(indices: Tensor, weights: Tensor) -> dict[str, Tensor]:
-            key = tuple(indices.tolist()), tuple(weights.tolist())
-            if key not in composed:
-                composed.clear()
-                composed[key] = walk.combine(*key)
-            return composed[key]
-
-        def place(indices: Tensor | None) -> Tensor | None:
-            """From the choice's numbers of candidates to the pool's."""
-            return good if indices is None else indices if good is None else good[indices]
-
-        def some_gram(indices: Tensor | None) -> Tensor:
-            where = place(indices)
-            if where is None or (asked == n and gram is not None):
-                out: Tensor = gram if where is None else gram[where][:, where]
-                return out
-            if first is not None and gram is not None and torch.isin(where, first).all():
-                at = torch.searchsorted(first, where)
-                part: Tensor = gram[at][:, at]
-                return part
-            found: Tensor = fetch([walk.gram(where.to(walk.losses.device))])[0]
-            return found
-
-        def length(indices: Tensor, weights: Tensor) -> Tensor:
-            where: Any = place(indices)
-            found = [inner(g, operators[name], g) for name, g in update(where, weights).items()]
-            return walk.unscaled(_sum(found), 2).to(scores.device)
-
-        def against_mean(order: Tensor, short: Tensor | None) -> Any:
-            device = walk.losses.device
-            every: Any = place(order)
-            here = place(short)
-            found = walk.against_mean(
-                every.to(device), None if here is None else here.to(device), walk.scores, square.to(device)
-            )
-            return tuple(x.to(scores.dtype) for x in fetch(list(found)))
-
         options = {"solver": best_solver(), "shortlist": self.shortlist, **self.options}
         targets = 0 if goal.samples is None else goal.samples.samples
-        products = Products(some_gram, length, square, lengths, against_mean)
-        chosen = choose(scores if good is None else scores[good], products, keep=keep, targets=targets, **options)
+        scores = pool.scores if good is None else pool.scores[good]
+        chosen = choose(scores, pool.products(), keep=keep, targets=targets, **options)
         status = Status(int(chosen.status))
         if status in (Status.NOT_FINITE, Status.INFEASIBLE, Status.NOT_PSD):
             raise RuntimeError(f"no weights for this pool: {status.message} ({status.name})")
+        self._open = bool(chosen.signal < 1)
+        update = pool.update(chosen.indices, chosen.weights) if compose else {}
         if good is not None:
-            full = torch.full((n,), math.nan, dtype=scores.dtype).index_copy(0, good, scores[good])
+            full = torch.full((n,), math.nan, dtype=scores.dtype).index_copy(0, good, scores)
             chosen = chosen._replace(indices=good[chosen.indices], scores=full)
-        chosen = chosen._replace(losses=losses, target_loss=target_losses.mean())
-        return chosen, update(chosen.indices, chosen.weights) if compose else {}
+        return chosen._replace(losses=pool.losses, target_loss=pool.target_losses.mean()), update
 
     def _good(self, losses: Tensor, scores: Tensor, goal: Target) -> Tensor | None:
         """Return the samples that are finite if some are not and may be dropped, None for all; raise otherwise."""
@@ -360,22 +322,3 @@ class FilterThenWeight:
                 raise Overflow(overflowed(self.keep, scores, losses, goal.losses))
             refuse_nonfinite(losses, scores, "pool")
         return torch.nonzero(~bad)[:, 0]  # (n',)
-
-
-def fetch(tensors: list[Any]) -> list[Any]:
-    """Return the tensors on the host, at the cost of one wait for the device; None stays None."""
-    found = [x for x in tensors if x is not None]
-    if all(x.device.type == "cpu" for x in found):
-        return tensors
-    wide = torch.float64 if any(x.dtype in (torch.float64, torch.int64) for x in found) else torch.float32
-    flat = torch.cat([x.reshape(-1).to(wide) for x in found]).cpu()
-    parts = iter(torch.split_with_sizes(flat, [x.numel() for x in found]))
-    return [None if x is None else next(parts).to(x.dtype).view(x.shape) for x in tensors]
-
-
-def _sum(terms: list[Tensor]) -> Tensor:
-    """Return the sum of 0-d tensors, in the widest of their dtypes."""
-    total = terms[0]
-    for x in terms[1:]:
-        total = total.to(torch.promote_types(total.dtype, x.dtype)) + x
-    return total

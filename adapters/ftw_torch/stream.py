@@ -3,8 +3,7 @@
 A layer's factors A (t, d_in) and B (t, d_out) say the same as its gradient G = B'A (d_out, d_in). From the moment
 both are there the cheaper of the two is kept. For t beyond ``d_out d_in / (d_out + d_in)`` that is G: forming it
 costs what scoring by the factors would, and then the score, the Gram matrix and the update are next to free. Below,
-the factors are smaller; their Gram matrix is then added up at once, while a block of G is in the cache, if the whole
-pool's costs less than the shortlist's later.
+the factors are smaller. Where nothing may be kept the Gram matrix is added up at once, from blocks of G.
 """
 
 from __future__ import annotations
@@ -19,12 +18,12 @@ from ftw import Dense, OuterProduct, Rows, sketch
 from ftw.geometry import Diagonal, Operator, Scale
 from ftw.gradients import Record, matrix_shape
 
-from .blocks import add_gram, product, root_of
+from .blocks import add_gram, block_bytes, product, root_of
 from .records import bytes_of
 
 __all__ = ["Stream", "worth_writing", "written"]
 
-BLOCK_BYTES = 2**22
+BLOCK_TOKENS = 1024
 
 
 class Stream:
@@ -86,18 +85,16 @@ class Stream:
         operator = self.operators[name]
         direction = operator.apply(self.target[name])  # M = P g_T
         plain = isinstance(operator, (Diagonal, Scale))
-        at_once = bool(self.shortlist) and self.whole and alone
+        at_once = bool(self.shortlist) and self.whole and alone and not self.keep
         if isinstance(record, OuterProduct) and self.rank is None:
-            n, t = record.inputs.shape[:2]
-            cheap = n * n <= self.shortlist * t or not self.keep
-            if worth_writing(record, self.keep):
+            if self.keep and worth_writing(record):
                 record = written(record)
-            elif at_once and plain and cheap:
+            elif at_once and plain:
                 score, self.grams[name] = _both(record, direction, operator)
                 self._add(score)
                 return self._keep(name, record)
         self._add(score_by(record, direction, self.rank))
-        if at_once and not self.keep:
+        if at_once:
             self.grams[name] = add_gram([record], operator)
         return self._keep(name, record)
 
@@ -116,12 +113,13 @@ class Stream:
         return None
 
 
-def worth_writing(record: OuterProduct, keep: bool = True, slack: float = 1.0) -> bool:
+def worth_writing(record: OuterProduct, slack: float = 1.0) -> bool:
     """Tell whether written-out gradients take less memory than their factors."""
     d_out, d_in = record.shape
     t = record.inputs.shape[1]
     factors = t * (d_in * record.inputs.dtype.itemsize + d_out * record.output_grads.dtype.itemsize)
-    return keep and d_out * d_in * max(record.output_grads.dtype.itemsize, 4) <= slack * factors
+    out: bool = d_out * d_in * max(record.output_grads.dtype.itemsize, 4) <= slack * factors
+    return out
 
 
 def written(record: OuterProduct) -> Dense:
@@ -148,19 +146,35 @@ def score_by(record: Record, direction: Tensor, rank: int | None) -> Tensor:
         flat: Tensor = g.reshape(g.shape[0], -1).to(direction.dtype)
         return flat @ direction.reshape(-1)
     if isinstance(record, OuterProduct):
-        a, b = record.inputs, record.output_grads
-        wide = torch.promote_types(direction.dtype, torch.promote_types(a.dtype, b.dtype))
-        d_out, d_in = record.shape
-        if d_in <= d_out:
-            return torch.einsum("ntd,ntd->n", a.to(wide), _wide(b, direction, wide))
-        return torch.einsum("ntd,ntd->n", b.to(wide), _wide(a, direction.T, wide))
+        return _by_factors(record.inputs, record.output_grads, direction)
     parts = [score_by(part, direction, rank) for part in record.parts]
     return torch.stack(parts).sum(0)
 
 
-def _wide(x: Tensor, m: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return ``x @ m`` in a wide dtype."""
-    return x.to(dtype) @ m.to(dtype)
+def _by_factors(a: Any, b: Any, m: Any) -> Tensor:
+    """Return ``sum_t b_it' M a_it`` (n,): M meets the wider factor, some samples at a time that fit a cache."""
+    if m.shape[1] > m.shape[0]:
+        a, b, m = b, a, m.mT
+    n, t, width = a.shape
+    if a.is_cuda:
+        if b.dtype.itemsize < 4:  # as fast as the model itself; M is scaled so as to fit float16
+            size = m.abs().amax().clamp_min(torch.finfo(m.dtype).tiny)
+            z = product(b.flatten(0, 1), (m / size).to(b.dtype)) * size
+        else:
+            z = product(b.flatten(0, 1), m)  # (n t, d')
+        scores: Tensor = torch.linalg.vecdot(z.view(n, -1), a.flatten(1).to(z.dtype))
+        return scores
+    step = max(1, BLOCK_TOKENS // max(t, 1))
+    wide = torch.promote_types(m.dtype, torch.promote_types(a.dtype, b.dtype))
+    m = m.to(wide)
+    out: Tensor = m.new_empty(n)
+    room = m.new_empty(min(step, n) * t, width)
+    for i in range(0, n, step):
+        part = slice(i, min(i + step, n))
+        x, y = b[part].flatten(0, 1).to(wide), a[part].flatten(1).to(wide)  # (s t, d), (s, t d')
+        z = torch.mm(x, m, out=room[: x.shape[0]])  # (s t, d')
+        torch.linalg.vecdot(z.view(y.shape), y, out=out[part])
+    return out
 
 
 def _both(record: OuterProduct, direction: Tensor, operator: Operator) -> tuple[Tensor, Tensor]:
@@ -169,16 +183,14 @@ def _both(record: OuterProduct, direction: Tensor, operator: Operator) -> tuple[
     b: Any = record.output_grads
     n = a.shape[0]
     height, width = matrix_shape(record.shape)
-    rows = max(1, BLOCK_BYTES // (n * width * max(b.element_size(), 4)))
+    rows = max(1, block_bytes(a) // (n * width * max(b.element_size(), 4)))
     scores: Any = None
     gram: Any = None
     for start in range(0, height, rows):
         part = slice(start, min(start + rows, height))
         g = product(b[:, :, part].mT, a)  # (n, r, d_in)
-        flat = g.view(n, -1)  # (n, r d_in)
-        score = flat @ direction[part].reshape(-1).to(g.dtype)
-        root = root_of(operator, part)
-        flat = (g * root).view(n, -1) if isinstance(root, Tensor) else flat * root
+        score = g.view(n, -1) @ direction[part].reshape(-1).to(g.dtype)
+        flat = g.mul_(root_of(operator, part)).view(n, -1)  # (n, r d_in)
         scores = score if scores is None else scores + score
         gram = flat @ flat.T if gram is None else gram.addmm_(flat, flat.T)
     return scores, gram

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from ftw import _array as arrays
-from ftw.choice import strata
 from ftw.geometry import Operator
 from ftw.gradients import Record
 
@@ -153,26 +152,13 @@ class Walk:
             return pool.combine([places.index(i) for i, _ in chosen], [w for _, w in chosen])
         return self._second(chosen)
 
-    def against_mean(
-        self, order: Tensor, short: Tensor | None, scores: Tensor, square: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Return ``|g_T - g_P|^2`` and ``<g_i, P g_P>`` of the shortlist, g_P the pool's mean estimated by `strata`."""
-        places, shares = strata(len(order), len(order) if short is None else len(short))
-        which = order[self._index(places, order)]
-        if self.kept:
-            mean = {name: self.unscaled(g) for name, g in self.pool.combine(which.tolist(), shares).items()}
-            apart = {name: g - mean[name] if name in mean else g for name, g in self.target.items()}
-            distance = sum(inner(g, self.operators[name], g) for name, g in apart.items())
-            direction: dict[str, Any] = {name: self.operators[name].apply(g) for name, g in mean.items()}
-            return torch.as_tensor(distance), self.unscaled(self.pool.scores(direction, short))
-        own = torch.arange(len(order), device=order.device) if short is None else short
-        every = torch.cat([own, which])
-        K = self.gram(every)
-        sigma = torch.tensor(shares, dtype=K.dtype, device=K.device)
-        s = len(own)
-        means = K[:s, s:] @ sigma
-        b = scores[which].to(K.dtype)
-        return square - 2 * (b @ sigma) + sigma @ K[s:, s:] @ sigma, means
+    def against_mean(self, short: Tensor, which: Sequence[int], shares: Sequence[float]) -> tuple[Tensor, Tensor]:
+        """Return ``|g_T - g_P|^2`` () and ``<g_i, P g_P>`` (s,) of some, for ``g_P`` a sum of kept records."""
+        mean = {name: self.unscaled(g) for name, g in self.pool.combine(which, shares).items()}
+        apart = {name: g - mean[name] if name in mean else g for name, g in self.target.items()}
+        distance = sum(inner(g, self.operators[name], g) for name, g in apart.items())
+        direction: dict[str, Any] = {name: self.operators[name].apply(g) for name, g in mean.items()}
+        return torch.as_tensor(distance), self.unscaled(self.pool.scores(direction, short))
 
     # ------------------------------------------------------------------------------------------------------------------
     # The second pass

@@ -90,7 +90,7 @@ def vmap_grad(setup: Setup) -> Step:
         with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
             grads = per_sample(detached, pool)
         with torch.no_grad():
-            parts = [g.flatten(1) @ operators[name].apply(g_t[name]).flatten() for name, g in grads.items()]
+            parts = [g.flatten(1) @ operators[name].apply(g_t[name]).flatten().to(g.dtype) for name, g in grads.items()]
             chosen = torch.stack(parts).sum(0).topk(setup.keep).indices
             for name, p in setup.parameters.items():
                 p.grad = grads[name][chosen].mean(0)

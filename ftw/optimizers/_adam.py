@@ -243,7 +243,11 @@ def _second_moment(xp: Any, v: Any, step: Any, b2: Any, anticipate: Any, v_max: 
     """Return the corrected second moment, and whether there is none yet."""
     start: Any = False
     if anticipate is not None:
-        v, own = b2 * v + (1 - b2) * widen(xp, anticipate) ** 2, correction(b2, step + 1)
+        own = correction(b2, step + 1)
+        a = widen(xp, anticipate)
+        if v_max is None:
+            return v * (b2 / own) + (a * a) * ((1 - b2) / own), start
+        v = b2 * v + (1 - b2) * (a * a)
     else:
         start = step == 0
         own = pick(xp, start, 1.0, correction(b2, step), v)

@@ -45,14 +45,17 @@ def inverse_root(
     """
     if start is True:
         return Scale(at_start)
-    touched = xp.any(v != 0)
+    total = xp.sum(v)
+    touched = total != 0  # of a NaN too: it is to show
     if start is False and _array.known(touched) is False:
         return Scale(0.0)
-    denominator = (xp.sqrt(v + eps_root) if eps_root else xp.sqrt(v)) + eps  # the parameter's shape
-    if damping:
-        denominator = denominator + damping * xp.sqrt(xp.sum(v) / max(math.prod(v.shape), 1))
-    zero = (denominator == 0) | ~touched
-    values = xp.where(zero, 0.0, numerator / xp.where(zero, 1.0, denominator))
+    shift = eps + damping * xp.sqrt(total / max(math.prod(v.shape), 1)) if damping else eps
+    denominator = (xp.sqrt(v + eps_root) if eps_root else xp.sqrt(v)) + shift  # the parameter's shape
+    if eps >= float(xp.finfo(v.dtype).smallest_normal):  # nowhere zero
+        values = xp.astype(touched, v.dtype) * scalar_like(numerator, v) / denominator
+    else:
+        zero = (denominator == 0) | ~touched
+        values = xp.where(zero, 0.0, numerator / xp.where(zero, 1.0, denominator))
     if start is not False:
         values = xp.where(start, scalar_like(at_start, v) * xp.ones_like(v), values)
     return Diagonal(values)
