@@ -96,7 +96,7 @@ class Capture(TorchFunctionMode):
         self._derived: list[Derived] = []
         self._mine = {id(x): (Layout(1, x.numel() // samples), x) for x in batch if x.ndim and x.shape[0] == samples}
         self._checkpointed = False  # a parameter was used without a graph: perhaps in a checkpoint
-        self.recomputed = False  # functions ran with a graph in the middle of the backward: a checkpoint's
+        self.recomputed = False  # a parameter was used in the middle of the backward: a checkpoint's
 
     # ------------------------------------------------------------------------------------------------------------------
     # Forward
@@ -109,7 +109,6 @@ class Capture(TorchFunctionMode):
         graph = torch.is_grad_enabled()
         if func in PLAIN or (self.open and not graph):
             return func(*args, **kwargs)
-        self.recomputed = self.recomputed or self.open
         if func is Tensor.__iter__:
             with self:
                 return iter(args[0].unbind(0))
@@ -125,6 +124,7 @@ class Capture(TorchFunctionMode):
             args, kwargs = self._exchange(args, kwargs)
             return self._derive(func, args, kwargs, func(*args, **kwargs), keyed)
         else:
+            self.recomputed = self.recomputed or self.open
             rule = self._rules.get(func)
             out = NotImplemented if rule is None else rule(self, *args, **kwargs)
             if out is NotImplemented:
@@ -336,10 +336,9 @@ class Capture(TorchFunctionMode):
         reentrant = self._checkpointed and has_reentrant([losses])
         known = len(self._leaves)
         leaves = [self.anchor, *(leaf for _, leaf, _ in self._leaves)]
-        total = losses.sum()
         self.open = True
         try:
-            found = gradients(total, leaves, retain=bool(self.slow) or reentrant, reentrant=reentrant)[1:]
+            found = gradients(losses.sum(), leaves, retain=bool(self.slow) or reentrant, reentrant=reentrant)[1:]
         finally:
             self.open = False
         found += [leaf.grad for _, leaf, _ in self._leaves[known:]]  # made while a reentrant checkpoint ran again

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ftw import guard
 from ftw.choice import Products, strata
 from ftw.geometry import Operator
 
@@ -32,9 +33,6 @@ class PoolProducts:
     operators : mapping of str to operator
     asked : int
         How many of the best by score the Gram matrix will be asked of; 0 for none.
-    means : bool
-        Whether the guard is likely to ask for the pool's mean: the Gram matrix then takes in the samples of `strata`,
-        from which that mean is read off.
 
     Attributes
     ----------
@@ -44,23 +42,29 @@ class PoolProducts:
         The candidates that take part; None for all. Indices in questions and answers count among them.
     """
 
-    def __init__(
-        self, walk: Walk, goal: Target, operators: dict[str, Operator], asked: int, *, means: bool = False
-    ) -> None:
+    def __init__(self, walk: Walk, goal: Target, operators: dict[str, Operator], asked: int) -> None:
         self.walk, self.operators = walk, operators
         self.good: Tensor | None = None
         n = len(walk.losses)
+        square = _sum([inner(g, operators[name], g) for name, g in goal.mean.items()])
+        lengths = None if goal.samples is None else walk.unscaled(goal.samples.lengths(operators).mean(), 2)
         known = None
         if asked:
-            places = [*range(asked), *(strata(n, asked)[0][asked:] if means else [])]
+            rest = strata(n, asked)[0][asked:] if self._asks_for_mean(square, lengths, goal) else []
+            places = [*range(asked), *rest]  # from whose Gram matrix the pool's mean can be read off
             order = walk.scores.argsort(descending=True, stable=True)  # (n,), NaN first or last: dropped in any case
             known = order[torch.tensor(places, device=order.device)].sort().values
         gram = None if known is None else walk.gram(None if len(known) == n else known)
-        square = _sum([inner(g, operators[name], g) for name, g in goal.mean.items()])
-        lengths = None if goal.samples is None else walk.unscaled(goal.samples.lengths(operators).mean(), 2)
         fetched = fetch([walk.losses, walk.scores, goal.losses, square, lengths, gram, known])
         self.losses, self.scores, self.target_losses, self.square, self.lengths, self._gram, self._known = fetched
         self._composed: dict[tuple[Any, ...], dict[str, Tensor]] = {}
+
+    @staticmethod
+    def _asks_for_mean(square: Tensor, lengths: Tensor | None, goal: Target) -> bool:
+        """Tell whether the guard will ask for the pool's mean; on a device, where looking would wait, that it may."""
+        if lengths is None or goal.samples is None:
+            return False
+        return square.device.type != "cpu" or bool(guard.signal(square, lengths, goal.samples.samples)[0] < 1)
 
     def products(self) -> Products:
         """Return them in the form in which `ftw.choice.choose` asks."""

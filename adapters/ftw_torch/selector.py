@@ -72,8 +72,8 @@ class FilterThenWeight:
     mode : {"auto", "one_pass", "two_pass"}
         One pass keeps the pool's records and composes the update from them. Two passes keep nothing but scores and
         Gram matrix, and go back to those chosen: less memory, ``keep/N`` of a plain step more. "auto" is one pass,
-        and two from the step on at which the records exceed ``memory_budget``, or after the first step of a model that
-        checkpoints its activations; the log (``ftw_torch``) says so. With ``target=None`` records are kept in any mode.
+        and two from the step on at which the records exceed ``memory_budget``, and two for a model that checkpoints
+        its activations; the log (``ftw_torch``) says so. With ``target=None`` records are kept in any mode.
     memory_budget : int, optional
         Bytes of records that one pass may keep.
     score_rank : int, optional
@@ -143,7 +143,6 @@ class FilterThenWeight:
         self._slow: dict[str, str] = {}  # parameters left to per-sample autograd, and why
         self._several: set[str] = set()  # parameters used more than once
         self._two_passes = mode == "two_pass"
-        self._open = False  # whether the guard's gate was open at the last step
         self._audited = False
         self._warned = False
 
@@ -224,6 +223,9 @@ class FilterThenWeight:
             if not self._audited:
                 plain = Passes(self.model, self.per_sample_loss, self._slow, ambient)
                 self._audited = audit(plain.capture, plain.losses, parameters, self._slow, pool, target)
+                if plain.checkpointed and self.mode == "auto" and not self._two_passes:
+                    self._two_passes = True
+                    log.info("the model checkpoints its activations: two passes")
             goal = self._target(passes, parameters, pool, target)
             operators = geometry(self.optimizer, parameters, goal.mean, damping=self.damping)
             captured = None
@@ -232,10 +234,8 @@ class FilterThenWeight:
                 captured, goal = (goal.losses, goal.samples), goal._replace(samples=None)
             plan = self._plan(n, guarded=goal.samples is not None)
             walk = Walk(passes, parameters, pool, goal.mean, operators, plan, self._several, captured)
-            if plan.keep and (not walk.kept or (passes.checkpointed and self.mode == "auto" and target is not None)):
+            if plan.keep and not walk.kept:
                 self._two_passes = True
-                if walk.kept:
-                    log.info("the model checkpoints its activations: two passes from the next step on")
             selection, update = self._decide(walk, goal, operators, compose=compose)
             return selection, update, parameters
 
@@ -286,7 +286,7 @@ class FilterThenWeight:
     ) -> tuple[Selection, dict[str, Tensor]]:
         """Return the selection, made on the host, and its update; a status without weights becomes an exception."""
         n = len(walk.losses)
-        pool = PoolProducts(walk, goal, operators, self._asks(n), means=self._open and goal.samples is not None)
+        pool = PoolProducts(walk, goal, operators, self._asks(n))
         if walk.captured is None:
             refuse_nonfinite(pool.target_losses, None, "target")
         good = pool.good = self._good(pool.losses, pool.scores, goal)
@@ -298,7 +298,6 @@ class FilterThenWeight:
         status = Status(int(chosen.status))
         if status in (Status.NOT_FINITE, Status.INFEASIBLE, Status.NOT_PSD):
             raise RuntimeError(f"no weights for this pool: {status.message} ({status.name})")
-        self._open = bool(chosen.signal < 1)
         update = pool.update(chosen.indices, chosen.weights) if compose else {}
         if good is not None:
             full = torch.full((n,), math.nan, dtype=scores.dtype).index_copy(0, good, scores)
