@@ -99,7 +99,7 @@ def namespace(*arrays: Any, what: str = "arguments") -> Any:
         raise TypeError(
             f"{what}: expected arrays of one namespace, got {', '.join(kinds) or 'none'}; convert them to one first"
         ) from error
-    if len(found) > 1 and not any(is_traced(a) for a in found):
+    if len(found) > 1 and not compat.is_numpy_namespace(xp) and not any(is_traced(a) for a in found):
         devices = {str(compat.device(a)) for a in found}
         if len(devices) > 1:
             raise ValueError(f"{what}: arrays on several devices {sorted(devices)}; move them to one first")
@@ -145,7 +145,12 @@ def is_free(x: Any) -> bool:
 
 def is_floating(xp: Any, x: Any) -> bool:
     """Tell whether ``x`` has a real floating dtype."""
-    return bool(xp.isdtype(x.dtype, "real floating"))
+    return _is_real(xp, x.dtype)
+
+
+@functools.cache
+def _is_real(xp: Any, dtype: Any) -> bool:
+    return bool(xp.isdtype(dtype, "real floating"))
 
 
 def widen(xp: Any, x: Any) -> Any:
@@ -277,6 +282,8 @@ def is_positive(xp: Any, A: Any) -> Any:
         return sys.modules["torch"].linalg.cholesky_ex(A)[1] == 0
     try:
         factor = xp.linalg.cholesky(A)
+        if A.ndim == 2 and compat.is_numpy_namespace(xp):
+            return True
     except Exception as error:
         if type(error).__name__ != "LinAlgError":
             raise

@@ -65,6 +65,8 @@ _compiled: dict[Any, Any] = {}
 
 
 def _uses_jax(state: Any) -> bool:
+    if "jax" not in sys.modules:
+        return False
     while isinstance(state, tuple) and state and not isinstance(state[0], (bool, int, float)):
         state = state[0]  # the arrays of a state are of one namespace: the first will do
-    return any(_array.is_jax(leaf) for leaf in _array.leaves(state))
+    return not isinstance(state, (bool, int, float)) and any(map(_array.is_jax, _array.leaves(state)))

@@ -22,7 +22,7 @@ import math
 from typing import Any, NamedTuple
 
 from . import _array, _loops
-from ._qp_problem import Problem, dot, keep, product
+from ._qp_problem import Problem, column, dot, keep, product
 from .constraints import clip
 
 PATIENCE = 4  # exchanges without fewer wrong signs before giving up
@@ -76,11 +76,11 @@ def _exchange(xp: Any, p: Problem, g: Guess, fixed: tuple[Any, ...], max_steps: 
     x, multiplier, free = _solve(xp, p, g)
     slope = product(xp, p.M, x) - p.q  # (..., n)
     # what rounding alone may do to a weight (..., 1) and to a slope (..., n)
-    blur = dot(xp, abs(x), grains)[..., None]
+    blur = column(_array.read(dot(xp, abs(x), grains)))
     noise = grain + blur
     if total is not None:
-        slope = slope - multiplier[..., None] * p.normal
-        noise = noise + abs(multiplier)[..., None] * grain_normal
+        slope = slope - column(multiplier) * p.normal
+        noise = noise + column(abs(multiplier)) * grain_normal
     if upper is None:
         above = g.above
         flips = xp.where(free, x + blur < lower, slope + noise < 0)
@@ -147,11 +147,12 @@ def _solve(xp: Any, p: Problem, g: Guess) -> tuple[Any, Any, Any]:
     if total is None:
         move, multiplier = _array.solve_positive(xp, A, right[..., None])[..., 0], g.multiplier
     else:
-        both = _array.solve_positive(xp, A, xp.stack([right, normal], axis=-1))  # (..., f, 2)
+        sides = xp.concat([right[..., None, :], normal[..., None, :]], axis=-2)  # (..., 2, f)
+        both = _array.solve_positive(xp, A, xp.matrix_transpose(sides))  # (..., f, 2)
         move, bend = both[..., 0], both[..., 1]
         missing = total - dot(xp, p.normal, g.z)  # (...)
-        multiplier = (missing - dot(xp, normal, move)) / dot(xp, normal, bend)
-        move = move + multiplier[..., None] * bend
+        multiplier = _array.read((missing - dot(xp, normal, move)) / dot(xp, normal, bend))
+        move = move + column(multiplier) * bend
     if index is not None:
         move = _array.scatter(xp, move, index, n)
     return g.z + move, multiplier, free
@@ -159,6 +160,6 @@ def _solve(xp: Any, p: Problem, g: Guess) -> tuple[Any, Any, Any]:
 
 def _closest(xp: Any, p: Problem, g: Guess, right: Any) -> Any:
     """Tell the weight (..., n) whose slope is nearest to the multiplier's: with a sum, one at least must be free."""
-    distance = xp.abs(right / p.normal + g.multiplier[..., None])  # (..., n)
+    distance = xp.abs(right / p.normal + column(g.multiplier))  # (..., n)
     closest = xp.argmin(distance, axis=-1)[..., None]  # (..., 1)
     return xp.arange(right.shape[-1], device=_array.device(right)) == closest

@@ -25,24 +25,25 @@ def descend(xp: Any, p: Problem, z: Any, count: int) -> Any:
     find most of the weights that are zero.
     """
     lower, upper, total = p.limits
+    read = _array.read
+
+    def rescaled(z: Any) -> Any:
+        return z if total is None else z * column(total / nonzero(xp, read(dot(xp, z, p.normal))))
 
     def step(_: Any, z: Any) -> Any:
         slope = product(xp, p.M, z) - p.q  # (..., n)
         if total is not None:  # the multiplier that complementarity suggests
-            shift = dot(xp, z, slope) / nonzero(xp, _array.read(dot(xp, z, p.normal)))  # (...)
-            slope = slope - shift[..., None] * p.normal
-        inward = (z > lower) | (slope < 0)
+            slope = slope - column(read(dot(xp, z, slope)) / safe) * p.normal
+        slope = xp.where(z > lower, slope, xp.minimum(slope, zero))
         if upper is not None:
-            inward = inward & ((z < upper) | (slope > 0))
-        slope = xp.where(inward, slope, 0.0)
-        bend = _array.read(dot(xp, slope, product(xp, p.M, slope)))  # (...)
-        length = dot(xp, slope, slope) / nonzero(xp, bend)
-        z = clip(xp, z - length[..., None] * slope, p.limits)
-        if total is not None:
-            z = z * column(total / nonzero(xp, _array.read(dot(xp, z, p.normal))))
-        return z
+            slope = xp.where(z < upper, slope, xp.maximum(slope, zero))
+        bend = read(dot(xp, slope, product(xp, p.M, slope)))  # (...)
+        length = read(dot(xp, slope, slope)) / nonzero(xp, bend)  # (...)
+        return rescaled(clip(xp, z - column(length) * slope, p.limits))
 
-    return _loops.fori_loop(count, step, z)
+    zero = xp.zeros_like(z)
+    safe = None if total is None else nonzero(xp, total)  # what normal'z is, (...)
+    return _loops.fori_loop(count, step, rescaled(z))
 
 
 def lipschitz(xp: Any, M: Any) -> Any:

@@ -144,11 +144,10 @@ def certificate(xp: Any, p: Problem, z: Any, multiplier: Any) -> tuple[Any, Any,
     size = _array.pick(xp, size > p.size, size, p.size)
     if total is not None:
         slope = slope - column(multiplier) * p.normal
-        widest = column(total) / p.normal
+        widest = column(total) / p.normal  # (..., n)
     else:  # where there is no bound, out to twice the point
-        widest = 2 * column(size)
-        lower = xp.maximum(lower, -widest * xp.ones_like(lower))
-    widest = widest * xp.ones_like(lower)  # (..., n)
+        widest = 2 * column(size) * xp.ones_like(lower)  # (..., n)
+        lower = xp.maximum(lower, -widest)
     upper = widest if upper is None else xp.minimum(upper, widest)
     kkt = xp.max(abs(z - clip(xp, z - slope, p.limits)), axis=-1) / size
     if total is not None:

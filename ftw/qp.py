@@ -182,10 +182,11 @@ def _solution(
     if run is not True:
         nan = xp.full_like(c[..., 0], xp.nan)  # (...)
         w, f, kkt, gap = keep(xp, run, (w, f, kkt, gap), (w * nan[..., None], nan, nan, nan))
-    shape, device = c.shape[:-1], _array.device(c)
+    device = _array.device(c)
 
-    def back(x: Any, dtype: Any) -> Any:
-        return xp.full(shape, x, dtype=dtype, device=device) if isinstance(x, (int, float)) else xp.astype(x, dtype)
+    def back(x: Any, dtype: Any) -> Any:  # Python numbers, where there is one eager problem
+        number = isinstance(x, (int, float))
+        return xp.asarray(x, dtype=dtype, device=device) if number else xp.astype(x, dtype)
 
     f = f * p.value
     return w, back(f, c.dtype), back(kkt, c.dtype), back(gap, c.dtype), back(steps, xp.int32), back(status, xp.int32)
@@ -208,7 +209,9 @@ def _certified(xp: Any, c: Any, kkt: Any, gap: Any, tol: Any) -> Any:
 def _repaired(xp: Any, limits: Limits, w: Any, *proof: Any) -> tuple[Any, ...]:
     """Return w (..., n) in its bounds, its sum exact to rounding: the weights free to take it share what is missing."""
     w = clip(xp, w, limits)
-    loose = w if limits.upper is None else xp.where(w < limits.upper, w, 0.0)
+    if limits.upper is None:
+        return w * (limits.total / nonzero(xp, xp.sum(w, axis=-1)))[..., None], *proof
+    loose = xp.where(w < limits.upper, w, 0.0)
     missing = limits.total - xp.sum(w, axis=-1)  # (...)
     return clip(xp, w + (missing / nonzero(xp, xp.sum(loose, axis=-1)))[..., None] * loose, limits), *proof
 
@@ -309,9 +312,7 @@ def _checked(
     if isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 1:
         raise ValueError(f"solve_qp: max_steps must be an int >= 1, got {max_steps!r}")
     xp = _array.lean(xp)
-    dtype = xp.result_type(gram.dtype, linear.dtype)
-    c = _array.widen(xp, xp.astype(linear, dtype))
-    K = xp.astype(gram, c.dtype)
+    K, c = _array.together(xp, gram, linear)
     shape = c.shape[:-1]
     if tol is None:
         tol = 1e-8 if xp.finfo(c.dtype).bits == 64 else 1e-4

@@ -237,6 +237,7 @@ def pair(rng: Any, name: str, kinds: Mapping[str, str], *, heavy: bool) -> list[
     return [
         Case(name, products, inputs, account, ALL, heavy=heavy),
         Case(f"{name}/blocks", in_blocks(700), inputs, account, ALL, heavy=heavy),
+        Case(f"{name}/small blocks", in_blocks(250), inputs, account, ("float64",), heavy=heavy),
     ]
 
 
