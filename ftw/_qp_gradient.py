@@ -21,7 +21,7 @@ from .constraints import clip, project_scaled
 def descend(xp: Any, p: Problem, z: Any, count: int) -> Any:
     """Return z (..., n) after ``count`` plain gradient steps of exact length, clipped: a first guess of the support.
 
-    The sum is kept by rescaling, not by a projection: two products with M and no sort make a step, and five of them
+    The sum is kept by rescaling, not by a projection: two products with M and no sort make a step, and a few
     find most of the weights that are zero.
     """
     lower, upper, total = p.limits

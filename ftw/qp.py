@@ -276,7 +276,7 @@ def _first(xp: Any, p: Problem, run: Any, steps: Any, start: Any) -> Guess:
         z = clip(xp, xp.zeros_like(p.q), p.limits)
     else:
         z = column(total) / (p.q.shape[-1] * p.normal)  # (..., n): equal weights
-    z = descend(xp, p, z, 5 if start is None else 2)
+    z = descend(xp, p, z, 4 if start is None else 2)
     free = z > lower
     above = free & ~free
     if upper is not None:

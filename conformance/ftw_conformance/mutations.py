@@ -328,9 +328,9 @@ MUTATIONS: list[Mutation] = [
             "one coordinate that is not empty suffices",
         ),
         (
-            "root = root + xp.where(slope > 0, excess",
-            "root = root - xp.where(slope > 0, excess",
-            "the projection's root refined the wrong way",
+            "return _cut(xp, z, limits, normal)",
+            "return z",
+            "a projection from afar is not taken again from nearby",
         ),
         ("return z if limits.upper is None else xp.minimum(z, limits.upper)", "return z", "the cap is ignored"),
         (

@@ -78,6 +78,7 @@ def cases() -> list[Case]:
         "a NaN": np.where(np.arange(n) == 3, np.nan, 0.5),
         "an infinity": np.where(np.arange(n) == 3, np.inf, 0.5),
     }
+    points["far and close together"] = 1e6 + points["random"]  # several free weights, all of them differences
     every = sets(n, rng) | {
         "tight caps": ftw.CappedSimplex(1.0 / n, 1.0),
         "empty caps": ftw.CappedSimplex(0.5 / n, 1.0),
@@ -91,7 +92,7 @@ def cases() -> list[Case]:
     }
     for name, constraint in every.items():
         for what, v in points.items():
-            wide = ("float64",) if what == "far" else ("float64", "float32")
+            wide = ("float64",) if what.startswith("far") else ("float64", "float32")
             heavy = what not in ("random", "a stack")
             out.append(Case(f"project/{name}/{what}", projected, (v, constraint), account_projected, wide, heavy=heavy))
         if not ("empty" in name or name == "negative total"):
