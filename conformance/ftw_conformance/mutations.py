@@ -154,7 +154,7 @@ MUTATIONS: list[Mutation] = [
     *_all(
         "optimizers/_update.py",
         (
-            "xp.sqrt(xp.sum(v) / max(math.prod(v.shape), 1))",
+            "xp.sqrt(total / max(math.prod(v.shape), 1))",
             "xp.sum(xp.sqrt(v)) / max(math.prod(v.shape), 1)",
             "the damping by the mean, not the rms",
         ),
@@ -163,10 +163,10 @@ MUTATIONS: list[Mutation] = [
             "return -xp.expm1((t + 1) * math.log(beta))",
             "a correction a step late, for arrays",
         ),
-        ("(xp.sqrt(v + eps_root) if eps_root else xp.sqrt(v)) + eps", "xp.sqrt(v + eps)", "eps inside the root"),
+        ("(xp.sqrt(v + eps_root) if eps_root else xp.sqrt(v)) + shift", "xp.sqrt(v + shift)", "eps inside the root"),
         (
-            "denominator = denominator + damping *",
-            "denominator = denominator + 0.0 * damping *",
+            "shift = eps + damping *",
+            "shift = eps + 0.0 * damping *",
             "the damping is missing",
         ),
         (
@@ -186,8 +186,8 @@ MUTATIONS: list[Mutation] = [
             "the raw moment's correction is a step late",
         ),
         (
-            "v, own = b2 * v + (1 - b2) * widen(xp, anticipate) ** 2, correction(b2, step + 1)",
-            "v, own = b2 * v + (1 - b2) * widen(xp, anticipate) ** 2, correction(b2, step)",
+            "own = correction(b2, step + 1)\n        a = widen",
+            "own = correction(b2, step)\n        a = widen",
             "step in place of step + 1",
         ),
         ("return v / own, start", "return v, start", "an undivided bias correction"),
