@@ -127,13 +127,13 @@ def is_traced(x: Any) -> bool:
     return jax is not None and isinstance(x, jax.core.Tracer)
 
 
-def known(condition: Any) -> bool | None:
-    """Return the truth of a 0-d array if reading it is free; None if it is traced or would cost a device sync."""
+def known(condition: Any, *, wait: bool = False) -> bool | None:
+    """Return the truth of a 0-d array; None if it is traced or, unless ``wait``, if reading it costs a device sync."""
     if isinstance(condition, bool):
         return condition
     if is_traced(condition):
         return None
-    if compat.is_torch_array(condition) and condition.device.type != "cpu":
+    if not wait and compat.is_torch_array(condition) and condition.device.type != "cpu":
         return None
     return bool(condition)
 

@@ -190,5 +190,5 @@ def limits(
     if name in ("default", "default_pieces"):
         return 1.10 * (floor + s / (3 * n)), 1.22 * both
     if name == "default_guard":
-        return 1.10 * (floor + s / (3 * n) + v / (3 * n)), 1.22 * both
+        return 1.10 * (floor + s / (3 * n) + v / (3 * n) + 1 / 24), 1.22 * both
     return (1.10, None) if name == "low_rank" else (None, None)

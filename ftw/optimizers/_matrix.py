@@ -150,7 +150,7 @@ def muon(
     lr = number(lr, M)
     rate = lr * _adjusted(adjust_lr_fn, *M.shape)
     empty = ~xp.any(M != 0)
-    if _array.known(empty) or (isinstance(rate, (int, float)) and rate == 0):
+    if _array.known(empty, wait=True) or (isinstance(rate, (int, float)) and rate == 0):
         return LinearUpdate(decoupled(0.0, lr, weight_decay, param), Scale(rate * of_gradient))
     finite = xp.all(xp.isfinite(M))
     u, s, vt = xp.linalg.svd(xp.where(finite, M, 0.0), full_matrices=False)  # (d_out, r), (r,), (r, d_in)
