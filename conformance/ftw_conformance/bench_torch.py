@@ -161,7 +161,10 @@ def highest(options: argparse.Namespace) -> int:
 
 
 def fresh(options: argparse.Namespace, t: int, name: str) -> float:
-    """Return `peak` from a process of its own."""
+    """Return `peak`, on a CPU from a process of its own."""
+    if options.device == "cuda":  # its allocator counts from where it stands
+        torch.cuda.empty_cache()
+        return peak(options, t, name)
     command = [sys.executable, "-m", "ftw_conformance.bench_torch", "--tokens", str(t), "--memory-of", name]
     command += ["--model", options.model, "--device", options.device, "--dtype", options.dtype]
     command += ["--pool", str(sizes(options, t)[0])]
