@@ -147,20 +147,22 @@ def choose(
     short = xp.sort(order[:go_on])  # (s,): in the order of the candidates, so that ties go by index
     b = xp.take(scores, short)  # (s,)
     asked = short if go_on < n else None
-    linear = _guarded(xp, b, order, asked, products, targets, guard)
+    every = None
+    if filter not in _NO_GRAM:
+        every = products.gram(asked)  # (s, s)
+    linear = _guarded(xp, b, order, asked, every, products, targets, guard)
 
     safe = _finite(xp, linear.values)
     K = None
     intact = xp.all(xp.isfinite(scores)) & xp.all(xp.isfinite(linear.values)) & ~xp.isnan(linear.signal)
     intact = intact & xp.isfinite(products.target)  # a NaN where no candidate looks
-    if filter in _NO_GRAM:
+    if every is None:
         filtered = _NO_GRAM[str(filter)](safe, keep)
         if weight == "qp":
             K = products.gram(xp.take(short, filtered.indices))  # (k, k)
             intact = intact & xp.all(xp.isfinite(K))
             K = _finite(xp, K)
     else:
-        every = products.gram(asked)  # (s, s)
         intact = intact & xp.all(xp.isfinite(every))
         every = _finite(xp, every)
         filtered = _run_filter(filter, safe, every, keep, ridge, solver)
@@ -310,8 +312,8 @@ def _only(xp: Any, constraint: Constraint, passed: Any, like: Any) -> Constraint
     return constraint
 
 
-def _guarded(xp: Any, b: Any, order: Any, short: Any, products: Products, targets: int, cap: float) -> Linear:
-    """Return b' of the shortlist; the pool's mean is formed only if the gate is open."""
+def _guarded(xp: Any, b: Any, order: Any, short: Any, K: Any, products: Products, targets: int, cap: float) -> Linear:
+    """Return b' of the shortlist; the pool's mean is formed only if the gate is open, R only given K (s, s)."""
     zero = xp.zeros_like(b[0])
     pool = products.pool
     if products.samples is None or pool is None or cap == 0:
@@ -324,7 +326,8 @@ def _guarded(xp: Any, b: Any, order: Any, short: Any, products: Products, target
 
     def opened() -> tuple[Any, Any]:
         distance, means = pool(order, short)
-        a, _ = guard_.shrinkage(products.target, products.samples, distance, targets, cap=cap)
+        known = None if K is None else guard_.recognition(_finite(xp, b), _finite(xp, K), products.target)
+        a, _ = guard_.shrinkage(products.target, products.samples, distance, targets, cap=cap, recognition=known)
         return (1 - a) * b + a * means, a
 
     values, a = _loops.cond(ratio < 1, opened, closed)

@@ -7,8 +7,15 @@ the P metric, with m target samples g_Tj, their mean g_T, and the pool's mean g_
     v = (mean_j |g_Tj|^2 - |g_T|^2) / (m - 1)       variance of the target mean
     F = |g_T|^2 / v                                 at least 1 in expectation while the targets are fresh
     J = min(1, v / |g_T - g_P|^2)                   James-Stein's factor
-    a = J * clip(slope * (1 - F), 0, cap)           zero while F >= 1
+    R = mean_i cos^2(g_i, g_T) / mean_{i != j} cos^2(g_i, g_j)      recognition, over the shortlist
+    U = clip((0.1 - R) / 0.05, 0, 1)                the target is unknown to the pool
+    a = max(J, U) * clip(slope * (1 - F), 0, cap)   zero while F >= 1
     b' = (1 - a) b + a * mean_j K_ij                scores of the shrunk target
+
+J takes the spread of the target samples for the error of their mean. Once they are memorised that is too small: their
+gradients shrink together, whatever the error. R asks the candidates instead: how parallel is the target to them, beside
+how parallel they are to each other? Where it hardly is at all, what is left of the target is noise to everybody else
+(``python -m ftw_conformance efficacy``, scenarios weak-20 and weak-40).
 """
 
 from __future__ import annotations
@@ -17,7 +24,9 @@ from typing import Any
 
 from . import _array
 
-__all__ = ["shrinkage", "signal"]
+__all__ = ["recognition", "shrinkage", "signal"]
+
+UNKNOWN, KNOWN = 0.05, 0.1  # recognition below which U is one, and above which it is zero
 
 
 def signal(target: Any, samples: Any, m: int) -> tuple[Any, Any]:
@@ -41,8 +50,47 @@ def signal(target: Any, samples: Any, m: int) -> tuple[Any, Any]:
 
 
 @_array.quiet
+def recognition(scores: Any, gram: Any, target: Any) -> Any:
+    """Return R, how well candidates know the target, in units of how well they know each other.
+
+    Parameters
+    ----------
+    scores : array (s,)
+        ``<g_i, P g_T>``.
+    gram : array (s, s)
+        ``<g_i, P g_j>``. Where a diagonal entry is not positive the candidate counts as orthogonal to everybody.
+    target : float or 0-d array
+        ``|g_T|^2`` in the P metric.
+
+    Returns
+    -------
+    0-d array
+        Infinite where the candidates are orthogonal to each other, or only one.
+    """
+    xp = _array.namespace(scores, gram, what="guard")
+    s = scores.shape[0]
+    target = _array.scalar_like(target, scores)
+    squares = xp.linalg.diagonal(gram)  # (s,)
+    there = squares > 0
+    lengths = xp.sqrt(xp.where(there, squares, 1.0))  # (s,): cosines first, since squares of products could overflow
+    goal = xp.sqrt(xp.where(target > 0, target, xp.ones_like(target)))
+    to_target = xp.where(there, scores / lengths / goal, 0.0)  # (s,)
+    others = xp.where(there[:, None] & there[None, :], gram / lengths[:, None] / lengths[None, :], 0.0)  # (s, s)
+    others = others - others * xp.eye(s, dtype=others.dtype, device=_array.device(others))
+    among = xp.sum(others * others) / max(s * (s - 1), 1)
+    return xp.where(among > 0, xp.mean(to_target * to_target) / xp.where(among > 0, among, 1.0), xp.inf)
+
+
+@_array.quiet
 def shrinkage(
-    target: Any, samples: Any, pool_distance: Any, m: int, *, cap: float = 0.3, slope: float = 2.0
+    target: Any,
+    samples: Any,
+    pool_distance: Any,
+    m: int,
+    *,
+    cap: float = 0.3,
+    slope: float = 2.0,
+    recognition: Any = None,
 ) -> tuple[Any, Any]:
     """Return ``(a, F)``: how far to shrink the target toward the pool's mean, and the ratio it was decided by.
 
@@ -60,6 +108,8 @@ def shrinkage(
         Largest shrinkage, in [0, 1]; 0 turns the guard off.
     slope : float
         How fast it opens below F = 1.
+    recognition : float or 0-d array, optional
+        R; without it a = J * clip(slope * (1 - F), 0, cap).
 
     Returns
     -------
@@ -75,19 +125,27 @@ def shrinkage(
         raise ValueError(f"guard: cap={cap} must lie in [0, 1]")
     if slope < 0:
         raise ValueError(f"guard: slope={slope} must not be negative")
-    if _plain(target, samples, pool_distance):
+    if _plain(target, samples, pool_distance, 0.0 if recognition is None else recognition):
         f, v = signal(target, samples, m)
         gate = min(max(slope * (1 - f), 0.0), cap)
-        return (gate * (min(1.0, v / pool_distance) if pool_distance > 0 else 1.0) if gate > 0 else 0.0), f
-    xp = _array.namespace(target, samples, pool_distance, what="guard")
-    like = next(x for x in (target, samples, pool_distance) if hasattr(x, "dtype"))
+        factor = min(1.0, v / pool_distance) if pool_distance > 0 else 1.0
+        if recognition is not None:
+            factor = max(factor, min(max((KNOWN - recognition) / (KNOWN - UNKNOWN), 0.0), 1.0))
+        return (gate * factor if gate > 0 else 0.0), f
+    given = [x for x in (target, samples, pool_distance, recognition) if x is not None]
+    xp = _array.namespace(*given, what="guard")
+    like = next(x for x in given if hasattr(x, "dtype"))
     target, samples, pool_distance = (
         xp.asarray(x, dtype=like.dtype, device=_array.device(like)) for x in (target, samples, pool_distance)
     )
     f, v = signal(target, samples, m)
     far = pool_distance > v
     james_stein = xp.where(far, v, xp.ones_like(v)) / xp.where(far, pool_distance, xp.ones_like(v))
-    return james_stein * xp.clip(slope * (1 - f), 0.0, cap), f
+    factor = james_stein
+    if recognition is not None:
+        unknown = (KNOWN - _array.scalar_like(recognition, factor)) / (KNOWN - UNKNOWN)
+        factor = xp.maximum(factor, xp.clip(unknown, 0.0, 1.0))
+    return factor * xp.clip(slope * (1 - f), 0.0, cap), f
 
 
 def _plain(*values: Any) -> bool:

@@ -36,6 +36,30 @@ def test_cap_and_slope():
     assert_allclose(guard.shrinkage(1.5, 10.0, 1.0, 5, cap=1.0, slope=1.0), formula(1.5, 10.0, 1.0, 5, 1.0, 1.0))
 
 
+def test_an_unknown_target_is_shrunk_to_the_cap(xp):
+    values = np.asarray(0.5), np.asarray(10.0), np.asarray(3.0)
+    stein, f = formula(*values, 5)
+    for known, factor in ((0.01, 1.0), (0.06, 0.8), (0.2, stein / 0.3), (np.inf, stein / 0.3)):
+        expected = (max(0.3 * factor, stein), f)
+        assert_allclose(guard.shrinkage(*map(float, values), 5, recognition=known), expected, rtol=1e-12)
+        out = xp.call(lambda *v: guard.shrinkage(*v[:3], 5, recognition=v[3]), *values, np.asarray(known))
+        assert_allclose([xp.numpy(x) for x in out], expected, rtol=1e-12)
+
+
+def test_recognition_is_a_ratio_of_squared_cosines(xp, rng):
+    G, t = rng.normal(size=(6, 4)) * rng.lognormal(size=(6, 1)), rng.normal(size=4)
+    G[2] = 0  # no direction: orthogonal to everybody
+    unit = G / np.where(np.linalg.norm(G, axis=1, keepdims=True) > 0, np.linalg.norm(G, axis=1, keepdims=True), 1)
+    pairs = [(unit[i] @ unit[j]) ** 2 for i in range(6) for j in range(6) if i != j]
+    expected = np.mean((unit @ t) ** 2) / (t @ t) / np.mean(pairs)
+    for scale in (1.0, 1e-15, 1e15):
+        g, goal = G * scale, t * scale
+        out = xp.call(guard.recognition, g @ goal, g @ g.T, np.asarray(goal @ goal))
+        assert_allclose(xp.numpy(out), expected, rtol=1e-9)
+    out = xp.call(guard.recognition, np.ones(1), np.ones((1, 1)), np.asarray(1.0))
+    assert np.isinf(xp.numpy(out))
+
+
 def test_scale_changes_nothing():
     one = guard.shrinkage(0.5, 10.0, 3.0, 5)
     for c in (1e-12, 1e12):

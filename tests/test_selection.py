@@ -83,6 +83,14 @@ def brute_greedy(b, K, keep):
     return picks
 
 
+def brute_recognition(b, K, square):
+    """Mean squared cosine of candidates to the target, over that of pairs of candidates."""
+    s, squares = len(b), np.diag(K)
+    cosines = K / np.sqrt(np.outer(squares, squares))
+    pairs = [cosines[i, j] ** 2 for i in range(s) for j in range(i)]
+    return float(np.mean(b**2 / (squares * square)) / np.mean(pairs))
+
+
 def brute(
     x, g, p, *, keep, filter="matching", weight="qp", constraint=SIMPLEX, ridge=0.05, shortlist=None, samples=None
 ):
@@ -91,19 +99,24 @@ def brute(
     n = len(G)
     d = G.mean(axis=0) if g is None else np.concatenate([g[name].reshape(-1) for name in x])
     b, K = G @ P @ d, G @ P @ G.T
-    a, linear = 0.0, b
-    if samples is not None:
-        T, pool = explicit.flat(samples), G.mean(axis=0)
-        a, _ = ftw.guard.shrinkage(
-            float(d @ P @ d), float(np.mean(np.sum(T @ P * T, axis=1))), float((d - pool) @ P @ (d - pool)), len(T)
-        )
-        linear = (1 - a) * b + a * K.mean(axis=1)
     s = (
         n
         if shortlist is None
         else max(keep, int(np.ceil(shortlist * n)) if isinstance(shortlist, float) else shortlist)
     )
     short = np.sort(np.argsort(-b, kind="stable")[:s])
+    a, linear = 0.0, b
+    if samples is not None:
+        T, pool = explicit.flat(samples), G.mean(axis=0)
+        known = None if filter == "top_k" else brute_recognition(b[short], K[np.ix_(short, short)], d @ P @ d)
+        a, _ = ftw.guard.shrinkage(
+            float(d @ P @ d),
+            float(np.mean(np.sum(T @ P * T, axis=1))),
+            float((d - pool) @ P @ (d - pool)),
+            len(T),
+            recognition=known,
+        )
+        linear = (1 - a) * b + a * K.mean(axis=1)
     bs, Ks = linear[short], K[np.ix_(short, short)]
     if filter == "matching":
         picks = brute_matching(bs, Ks, keep, ridge)

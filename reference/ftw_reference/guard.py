@@ -10,8 +10,15 @@ then points where only noise is left. The gradients g_T1 ... g_Tm of the target 
 gradient g_P of the whole pool, as James and Stein would, but only as far as a gate is open:
 
     J = min(1, v / |g_T - g_P|^2)                      James-Stein
-    a = J * clip(slope (1 - F), 0, cap)                slope 2, cap 0.3; cap 0 turns the guard off
+    a = max(J, U) * clip(slope (1 - F), 0, cap)        slope 2, cap 0.3; cap 0 turns the guard off
     g_T' = (1 - a) g_T + a g_P,    b' = (1 - a) b + a * mean_j K_ij.
+
+J rests on v, the spread of the target samples. Once they are memorised their gradients shrink together, v with them,
+and J trusts a mean that is off by much more. So the candidates are asked as well: how parallel is the target to them,
+compared with how parallel they are to each other?
+
+    R = mean_i cos^2(g_i, g_T) / mean_(i != j) cos^2(g_i, g_j)         recognition, over the shortlist
+    U = clip((0.1 - R) / 0.05, 0, 1)                                   one where the target is noise to the pool
 
 With one target sample there is no variance: a = 0, and a warning says so.
 """
@@ -20,12 +27,22 @@ from __future__ import annotations
 
 import math
 import warnings
+from typing import Any
 
-__all__ = ["shrinkage"]
+__all__ = ["recognition", "shrinkage"]
+
+Array = Any
 
 
 def shrinkage(
-    target: float, samples: float, pool_distance: float, m: int, *, cap: float = 0.3, slope: float = 2.0
+    target: float,
+    samples: float,
+    pool_distance: float,
+    m: int,
+    *,
+    cap: float = 0.3,
+    slope: float = 2.0,
+    recognition: float = math.inf,
 ) -> tuple[float, float]:
     """Return the shrinkage a and the ratio F.
 
@@ -41,6 +58,8 @@ def shrinkage(
         How many target samples there are.
     cap, slope : float
         The most shrinkage, and how fast the gate opens.
+    recognition : float
+        R; infinite, and so without a say, unless told.
 
     Returns
     -------
@@ -66,4 +85,31 @@ def shrinkage(
         return 0.0, math.inf
     ratio = target / variance
     stein = min(1.0, variance / pool_distance) if pool_distance > 0.0 else 1.0
-    return stein * min(max(slope * (1.0 - ratio), 0.0), cap), ratio
+    unknown = min(max((0.1 - recognition) / 0.05, 0.0), 1.0)
+    return max(stein, unknown) * min(max(slope * (1.0 - ratio), 0.0), cap), ratio
+
+
+def recognition(b: Array, K: Array, target: float) -> float:
+    """Return R of candidates with scores b (s,) and Gram matrix K (s, s), for a target of squared length ``target``.
+
+    A candidate without a length counts as orthogonal; R is infinite where all candidates are orthogonal to each other.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> recognition(np.array([0.5, 0.5]), np.array([[1.0, 1.0], [1.0, 1.0]]), 1.0)
+    0.25
+    """
+    s = b.shape[0]
+    to_target, among = 0.0, 0.0
+    for i in range(s):
+        if K[i, i] <= 0.0:
+            continue
+        if target > 0.0:
+            to_target += b[i] ** 2 / (K[i, i] * target)
+        for j in range(s):
+            if j != i and K[j, j] > 0.0:
+                among += K[i, j] ** 2 / (K[i, i] * K[j, j])
+    if among <= 0.0:
+        return math.inf
+    return float((to_target / s) / (among / (s * (s - 1))))

@@ -34,7 +34,7 @@ import numpy as np
 
 from . import filters, similarity
 from .filters import Filtered
-from .guard import shrinkage
+from .guard import recognition, shrinkage
 from .projections import Bounds, NonNegative, Simplex, bounds, check_bounds, project_onto
 from .qp import solve_qp
 from .status import Status
@@ -145,10 +145,10 @@ def filter_then_weight(
         return Selection(
             filters.top_k(finite, keep).indices, nothing, b, np.nan, np.nan, np.nan, 0.0, keep, status, np.inf
         )
-    pull, a, ratio = guarded_scores(b, K, G, t, P, samples, guard)  # (n,)
-
     short = filters.top_k(b, shortlist_length(shortlist, keep, n)).indices  # (s,)
     short = np.sort(short)  # in the candidates' order, so that ties go by index
+    judges = short if filter != "top_k" else None  # where the filter needs no Gram matrix nobody is asked
+    pull, a, ratio = guarded_scores(b, K, G, t, P, samples, guard, judges)  # (n,)
     chosen = run_filter(filter, pull[short], K[np.ix_(short, short)], keep, ridge)
     picks = short[chosen.indices]  # (keep,)
     weights, status = weigh(pull[picks], K[np.ix_(picks, picks)], chosen.count, weight, constraint, box, ridge)
@@ -164,9 +164,9 @@ def filter_then_weight(
 
 
 def guarded_scores(
-    b: Array, K: Array, G: Array, t: Array, P: Array, samples: Array | None, cap: float
+    b: Array, K: Array, G: Array, t: Array, P: Array, samples: Array | None, cap: float, judges: Array | None
 ) -> tuple[Array, float, float]:
-    """Return the scores (n,) of the shrunk target, a and F; b (n,), K (n, n), samples (m, p)."""
+    """Return the scores (n,) of the shrunk target, a and F; b (n,), K (n, n), samples (m, p), judges (s,) of n."""
     if samples is None or cap == 0.0:
         return b, 0.0, math.inf
     mean = np.mean(G, axis=0)  # (p,)
@@ -174,7 +174,8 @@ def guarded_scores(
     apart = (t - mean).reshape(1, -1)  # (1, p)
     distance = similarity.scores(apart, apart[0], P)[0]
     norms = float(np.mean([similarity.scores(s.reshape(1, -1), s, P)[0] for s in samples]))
-    a, ratio = shrinkage(square, norms, distance, samples.shape[0], cap=cap)
+    known = math.inf if judges is None else recognition(b[judges], K[np.ix_(judges, judges)], square)
+    a, ratio = shrinkage(square, norms, distance, samples.shape[0], cap=cap, recognition=known)
     return (1 - a) * b + a * np.mean(K, axis=1), a, ratio
 
 
