@@ -12,17 +12,25 @@ capped weights         no weight above 2/k
 all on the Gram        no shortlist
 shortlist of N/4       half as long as the default's
 without guard          guard 0
+James-Stein alone      the guard's factor is J (with the pool's exact mean)
+recognition alone      the guard's factor is U, with bounds 0.04 and 0.07 (likewise)
 exact route            no shortlist, the pool's mean anticipated, and for the guard the pool's mean without sampling
 =====================  =================================================================================================
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 import ftw
+from ftw import guard
+from ftw.gram import squared_norms
 
 from .baselines import BASELINES, METHOD, NO_GUARD, Choice, Method, Passes, matched
+from .learner import Array
 from .step import DAMPING, Step
 
 __all__ = ["ABLATIONS", "METHODS"]
@@ -39,6 +47,26 @@ def _capped(step: Step) -> Choice:
     return matched(step, constraint=ftw.CappedSimplex(2 / step.keep), **USUAL)
 
 
+def _guarded(step: Step, recognised: bool) -> Choice:
+    """Return the choice for a target that was shrunk beforehand, by one of the guard's two factors."""
+    P, goal, pool = step.geometry, step.target, step.pool_mean
+
+    def square(g: Mapping[str, Array]) -> float:
+        return float(sum(P[name].inner(g[name], g[name]) for name in g))
+
+    length, m = square(goal), step.task.targets
+    spread = float(np.mean(squared_norms(step.target_samples, P)))
+    a, ratio = guard.shrinkage(length, spread, square({name: goal[name] - pool[name] for name in goal}), m)
+    if recognised:
+        b = ftw.scores(step.candidates, goal, P)  # (N,)
+        short = np.sort(np.argsort(-b, kind="stable")[: step.size // 2])  # (s,)
+        known = float(guard.recognition(b[short], ftw.gram(ftw.take(step.candidates, short), P), length))
+        a = min(max(2 * (1 - ratio), 0.0), 0.3) * min(max((0.07 - known) / 0.03, 0.0), 1.0)
+    mixed = {name: (1 - a) * goal[name] + a * pool[name] for name in goal}
+    chosen = matched(step, target=mixed, shortlist=0.5)
+    return chosen._replace(shrinkage=a, signal=ratio)
+
+
 ABLATIONS: dict[str, Method] = {
     "identity geometry": Method(lambda s: matched(s, s.identity, **USUAL), PASSES),
     "raw second moment": Method(lambda s: matched(s, s.optimizer.geometry(None, 0.0), **USUAL), PASSES),
@@ -51,6 +79,8 @@ ABLATIONS: dict[str, Method] = {
     "all on the Gram": Method(lambda s: matched(s, guard=0.3), Passes(3, 3, 1.0)),
     "shortlist of N/4": Method(lambda s: matched(s, guard=0.3, shortlist=0.25), Passes(3, 3, 0.25)),
     NO_GUARD: BASELINES[NO_GUARD],
+    "James-Stein alone": Method(lambda s: _guarded(s, False), Passes(3, 3, 0.5)),
+    "recognition alone": Method(lambda s: _guarded(s, True), Passes(3, 3, 0.5)),
     "exact route": Method(lambda s: matched(s, _pool(s), guard=0.3), Passes(3, 3, 1.0)),
 }
 METHODS: dict[str, Method] = {**BASELINES, **ABLATIONS}

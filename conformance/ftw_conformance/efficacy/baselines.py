@@ -141,16 +141,17 @@ def opus(step: Step, size: int = 512, temperature: float = 0.1) -> Choice:
     return equal(picked)
 
 
-def matched(step: Step, geometry: Any = None, *, guard: float = 0.0, own: bool = False, **options: Any) -> Choice:
-    """Return the core's choice; ``own`` takes the pool's mean for the target."""
-    options = {"solver": step.solver, "guard": guard, **options}
+def matched(
+    step: Step, geometry: Any = None, *, target: Any = "the step's", guard: float = 0.0, **options: Any
+) -> Choice:
+    """Return the core's choice, for the step's target and geometry unless told; None takes the pool's mean."""
     chosen = ftw.filter_then_weight(
         step.candidates,
-        None if own else step.target,
+        step.target if isinstance(target, str) else target,
         step.geometry if geometry is None else geometry,
         keep=step.keep,
         target_samples=step.target_samples if guard else None,
-        **options,
+        **({"solver": step.solver, "guard": guard} | options),
     )
     return Choice(chosen.indices, chosen.weights.astype(np.float32), float(chosen.shrinkage), float(chosen.signal))
 
@@ -168,7 +169,7 @@ BASELINES: dict[str, Method] = {
     LESS: Method(lambda s: matched(s, filter="top_k", weight="uniform"), Passes(3, 3)),
     "GREATS": Method(lambda s: matched(s, s.identity, filter="greedy_utility", weight="uniform"), Passes(3, 3, 1.0)),
     "GRAD-MATCH (target)": Method(lambda s: matched(s, s.identity), Passes(3, 3, 1.0)),
-    "GRAD-MATCH (pool)": Method(lambda s: matched(s, s.identity, own=True), Passes(3, 0, 1.0)),
+    "GRAD-MATCH (pool)": Method(lambda s: matched(s, s.identity, target=None), Passes(3, 0, 1.0)),
     "OPUS-like": Method(opus, Passes(3, 3)),
     ORACLE: Method(oracle, Passes()),
     METHOD: Method(lambda s: matched(s, guard=0.3, shortlist=0.5), Passes(3, 3, 0.5)),
