@@ -33,6 +33,7 @@ autosummary_ignore_module_all = False
 autodoc_typehints = "none"  # the docstrings state types, with shapes
 autodoc_member_order = "bysource"
 numpydoc_show_class_members = False
+numpydoc_validation_checks = {"PR02"}  # a parameter in a docstring is one of the signature
 numpydoc_xref_param_type = False
 default_role = "py:obj"  # a name in backquotes is a link where there is such a name
 autodoc_preserve_defaults = True

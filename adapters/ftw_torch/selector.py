@@ -82,7 +82,9 @@ class FilterThenWeight:
         ``filter``, ``weight``, ``constraint``, ``ridge``, ``guard`` and ``solver`` of `ftw.filter_then_weight`. The
         default solver is the compiled one of ``ftw_reference`` where that is installed.
 
-    Notes ----- Cost, in plain training steps over the pool of N with V targets: at most ``1 + V/N + keep/(3N)``, and
+    Notes
+    -----
+    Cost, in plain training steps over the pool of N with V targets: at most ``1 + V/N + keep/(3N)``, and
     ``shortlist/(3N)`` more for the exact Gram matrix; where sequences are longer than layers are wide, ``1 + V/N``
     for both. Two extra buffers the size of the parameters (g_T and the diagonal of P), and the records of the pool:
     for each layer its inputs, which autograd keeps anyway, and output gradients, or else its per-sample gradients. On
