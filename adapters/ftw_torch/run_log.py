@@ -7,7 +7,7 @@ import importlib.metadata
 import itertools
 import os
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -47,10 +47,21 @@ class RunLog:
         self.path, self.seed, self.header = record, seed, header
         self.recorder: Recorder | None = None
 
-    def add(self, step: int, selection: Selection, n: int, seconds: float, lengths: Any = None) -> list[int]:
+    def add(
+        self,
+        step: int,
+        selection: Selection,
+        n: int,
+        seconds: float,
+        lengths: Any = None,
+        *,
+        leaked: Sequence[int] = (),
+        watch_loss: float | None = None,
+    ) -> list[int]:
         """Take in one selection over a pool of n; return the candidates that were dropped as not finite.
 
-        Several selections of one step, by gradient accumulation, are averaged; the record lists the picks of each.
+        ``leaked`` are the picks that stand in the target too, ``watch_loss`` is that of a second target split. Several
+        selections of one step, by gradient accumulation, are averaged; the record lists the picks of each.
         """
         share = len(selection.indices) / n
         values = torch.stack(
@@ -75,19 +86,30 @@ class RunLog:
             "shrinkage": shrinkage,
             "selection_seconds": seconds,
         }
+        if watch_loss is not None:
+            means["watch_loss"] = watch_loss
+        totals = {"dropped": len(dropped), "leaked": len(leaked)}
+        totals["nothing_useful"] = int(status == Status.NOTHING_USEFUL)
         for name, value in means.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
             self.counts[name] = self.counts.get(name, 0) + 1
-        for name, amount in (("dropped", len(dropped)), ("nothing_useful", int(status == Status.NOTHING_USEFUL))):
+        for name, amount in totals.items():
             if amount:  # totals since the last log, and not means
                 self.sums[name] = self.sums.get(name, 0.0) + amount
                 self.counts[name] = 1
         if self.path is not None:
-            self._describe(step, selection, means, Status(int(status)), dropped, lengths)
+            places = {"dropped": dropped, "leaked": list(leaked)}
+            self._describe(step, selection, means, Status(int(status)), places, lengths)
         return dropped
 
     def _describe(
-        self, step: int, selection: Selection, means: dict[str, float], status: Status, dropped: list[int], lengths: Any
+        self,
+        step: int,
+        selection: Selection,
+        means: dict[str, float],
+        status: Status,
+        places: dict[str, list[int]],
+        lengths: Any,
     ) -> None:
         if step != self.step:
             self.write()
@@ -100,7 +122,7 @@ class RunLog:
         means["loss"] = float(weighted_loss(selection))
         if self.line is None:
             self.line = {**means, "status": status.name, "seconds": {"selection": seconds}, "picked": picked}
-            self.line |= {"pools": 1, "dropped": dropped}
+            self.line |= {"pools": 1, **places}
             return
         line, pools = self.line, self.line["pools"] + 1
         for sample in picked:
@@ -109,7 +131,8 @@ class RunLog:
             line[name] += (value - line[name]) / pools
         line["seconds"]["selection"] += seconds
         line["picked"] += picked
-        line["dropped"] += dropped
+        for name, found in places.items():
+            line[name] += found
         line["pools"] = pools
         if status != Status.OK:
             line["status"] = status.name

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Subset
 from transformers import Trainer, TrainerCallback
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -32,6 +31,7 @@ from .losses import label_losses, token_counts
 from .run_log import RunLog, fingerprint, weighted_loss
 from .selector import FilterThenWeight
 from .trainer_setup import check, offer, refuse
+from .trainer_target import Leaks, TargetBatches, WatchedSplit
 
 __all__ = ["FilterThenWeightMixin", "FilterThenWeightTrainer"]
 
@@ -62,6 +62,11 @@ class FilterThenWeightMixin(_Base):
         Optimizer steps before the first selection, on whole pools.
     target_refresh : int
         Take another target batch after this many optimizer steps; 0 keeps the first for good.
+    watch_dataset : dataset with a length, or None
+        A second target split, never selected for: its loss is measured (without gradients, dropout off), and a warning
+        given once if it turns up while the loss on the first split keeps falling.
+    watch_every : int
+        Optimizer steps between two measurements of it.
     per_sample_loss : callable, optional
         ``(model, inputs) -> (n,)``. The default is the cross-entropy of the model's logits and the labels, with the
         trainer's label smoothing.
@@ -78,9 +83,10 @@ class FilterThenWeightMixin(_Base):
     Notes
     -----
     Logged with the trainer's loss, as means since its last log: ``match``, ``effective_size``, ``picked_share``,
-    ``target_loss``, ``shrinkage`` and ``selection_seconds`` (target, pool, choice and gradient of one pool), and the
-    totals ``dropped`` and ``nothing_useful`` if they are not zero. The ``loss`` logged in a step that selects is the
-    weighted one of the samples trained on.
+    ``target_loss``, ``watch_loss``, ``shrinkage`` and ``selection_seconds`` (target, pool, choice and gradient of one
+    pool), and the totals ``dropped``, ``leaked`` and ``nothing_useful`` if they are not zero. The ``loss`` logged in a
+    step that selects is the weighted one of the samples trained on. A sample that was picked and stands in the target
+    too is warned of once, and counted as ``leaked``.
     """
 
     def __init__(
@@ -91,6 +97,8 @@ class FilterThenWeightMixin(_Base):
         select_every: int = 1,
         select_after: int = 0,
         target_refresh: int = 1,
+        watch_dataset: Any = None,
+        watch_every: int = 10,
         per_sample_loss: Callable[[nn.Module, Any], Tensor] | None = None,
         loss_unit: str = "sample",
         nothing_useful: str = "best",
@@ -107,22 +115,27 @@ class FilterThenWeightMixin(_Base):
         record: str | os.PathLike[str] | None = None,
         **kwargs: Any,
     ) -> None:
-        check(keep, select_every, select_after, target_refresh, loss_unit, nothing_useful, target_dataset)
+        splits = {"target": target_dataset, "watch": watch_dataset}
+        splits = {name: data for name, data in splits.items() if data is not None}
+        counts = {"select_every": (select_every, 1), "select_after": (select_after, 0)}
+        counts |= {"target_refresh": (target_refresh, 0), "watch_every": (watch_every, 1)}
+        check(keep, counts, loss_unit, nothing_useful, splits)
         options = {"filter": filter, "weight": weight, "constraint": constraint, "ridge": ridge, "guard": guard}
         passed = {"micro_batch": micro_batch, "on_nonfinite": on_nonfinite, "damping": damping, "shortlist": shortlist}
         self._ftw_options: dict[str, Any] = options | passed | ({} if solver is None else {"solver": solver})
         self._ftw_keep, self._ftw_every, self._ftw_after = keep, select_every, select_after
-        self._ftw_refresh, self._ftw_unit, self._ftw_policy = target_refresh, loss_unit, nothing_useful
+        self._ftw_unit, self._ftw_policy = loss_unit, nothing_useful
         self._ftw_loss = per_sample_loss
         self._ftw_selector: FilterThenWeight | None = None
-        self._ftw_batch: tuple[int, Any] | None = None
-        self._ftw_target = target_dataset
-        if target_dataset is None:
-            super().__init__(*args, **kwargs)
-        else:
-            args, kwargs, restore = offer(super().__init__, args, kwargs, target_dataset)
-            super().__init__(*args, **kwargs)
-            self._ftw_target, self.eval_dataset = restore(self.eval_dataset)
+        if splits:
+            args, kwargs, restore = offer(super().__init__, args, kwargs, splits)
+        super().__init__(*args, **kwargs)
+        if splits:
+            splits, self.eval_dataset = restore(self.eval_dataset)
+        target = splits.get("target")
+        self._ftw_target = None if target is None else TargetBatches(target, target_refresh)
+        self._ftw_watch = WatchedSplit(splits["watch"], watch_every) if "watch" in splits else None
+        self._ftw_leaks = Leaks()
         home = FilterThenWeightMixin.per_sample_loss
         refuse(self, own_loss=per_sample_loss is not None or type(self).per_sample_loss is not home)
         self._ftw_log = RunLog(
@@ -130,7 +143,8 @@ class FilterThenWeightMixin(_Base):
             str(getattr(self.args, "run_name", None) or "run"),
             seed=self.args.seed,
             title="Filter-then-Weight in a trainer",
-            data={"train": fingerprint(self.train_dataset), "target": fingerprint(self._ftw_target)},
+            data={"train": fingerprint(self.train_dataset), "target": fingerprint(target)}
+            | ({"watch": fingerprint(splits["watch"])} if "watch" in splits else {}),
         )
         self.add_callback(_Write(self._ftw_log))
 
@@ -154,14 +168,20 @@ class FilterThenWeightMixin(_Base):
         n = batches.size(pool, "pool")
         steps = getattr(self, "current_gradient_accumulation_steps", self.args.gradient_accumulation_steps)
         lengths = self._ftw_counts(pool)
-        target = self._ftw_target_batch(step)
+        target = None if self._ftw_target is None else self._ftw_target.at(self, step)
+        given, goal = pool, target
         if self._ftw_unit == "token":
             pool = self._ftw_scaled(pool, num_items_in_batch, steps)
             target = None if target is None else self._ftw_scaled(target, None, 1)
         selector = self._ftw_prepared(model)
+        watched = self._ftw_watched(selector.model, step)
         selector.keep = self._ftw_kept(n)
         selection = self._ftw_backward(selector, pool, target, steps)
-        dropped = self._ftw_log.add(step + 1, selection, n, time.perf_counter() - start, lengths)
+        leaked = [] if goal is None else self._ftw_leaks.among(selection.indices.tolist(), given, goal, step + 1)
+        seconds = time.perf_counter() - start
+        dropped = self._ftw_log.add(step + 1, selection, n, seconds, lengths, leaked=leaked, watch_loss=watched)
+        if self._ftw_watch is not None:
+            self._ftw_watch.add(step + 1, float(selection.target_loss), watched)
         if dropped:
             logger.warning("step %d: samples %s of the pool are not finite and were dropped", step + 1, dropped)
         return weighted_loss(selection).to(self.args.device) / steps
@@ -262,25 +282,12 @@ class FilterThenWeightMixin(_Base):
         keep = self._ftw_keep
         return min(n, keep if isinstance(keep, int) else max(1, math.ceil(keep * n - 1e-9)))
 
-    def _ftw_target_batch(self, step: int) -> Any:
-        """Return the target batch of a step: a function of the step's number and the seed."""
-        if self._ftw_target is None:
+    def _ftw_watched(self, model: nn.Module, step: int) -> float | None:
+        """Return the loss on the watched split in the steps that measure it."""
+        watch = self._ftw_watch
+        if watch is None or not watch.due(step, self._ftw_after, self._ftw_every):
             return None
-        turn = 0 if self._ftw_refresh == 0 else step // self._ftw_refresh
-        if self._ftw_batch is None or self._ftw_batch[0] != turn:
-            total = len(self._ftw_target)
-            size = min(total, self.args.eval_batch_size)
-            a_pass, place = divmod(turn, total // size)
-            generator = torch.Generator().manual_seed(self.args.seed + a_pass)
-            order = list(range(total)) if size == total else torch.randperm(total, generator=generator).tolist()
-            some = order[place * size : (place + 1) * size]
-            data = self._ftw_target
-            subset = data.select(some) if hasattr(data, "select") else Subset(data, some)
-            state = torch.get_rng_state()  # a loader draws a seed for its workers
-            batch = next(iter(self.get_eval_dataloader(subset)))
-            torch.set_rng_state(state)
-            self._ftw_batch = turn, batches.map_tensors(lambda x: x.to(self.args.device), dict(batch))
-        return self._ftw_batch[1]
+        return watch.loss(self, model, step)
 
     def _ftw_causal(self) -> bool:
         """Tell whether the model predicts the next token."""

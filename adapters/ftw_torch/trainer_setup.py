@@ -33,27 +33,25 @@ def refuse(trainer: Any, *, own_loss: bool) -> None:
 
 
 def offer(
-    init: Callable[..., None], args: Sequence[Any], kwargs: Mapping[str, Any], target: Any
-) -> tuple[tuple[Any, ...], dict[str, Any], Callable[[Any], tuple[Any, Any]]]:
-    """Pass the target among the evaluation data, so that trainers that tokenise these tokenise it too.
+    init: Callable[..., None], args: Sequence[Any], kwargs: Mapping[str, Any], splits: Mapping[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any], Callable[[Any], tuple[dict[str, Any], Any]]]:
+    """Pass the target's splits among the evaluation data, so that trainers that tokenise these tokenise them too.
 
     Returns the arguments, and a function that takes the trainer's data apart again.
     """
     bound = inspect.signature(init).bind_partial(*args, **kwargs)
     given = bound.arguments.get("eval_dataset", bound.arguments.get("kwargs", {}).get("eval_dataset"))
-    if given is not None and not isinstance(given, dict):
-        both = {"eval": given, "ftw_target": target}
-    else:
-        both = {**(given or {}), "ftw_target": target}
+    offered = {f"ftw_{name}": split for name, split in splits.items()}
+    both = {**(given if isinstance(given, dict) else {} if given is None else {"eval": given}), **offered}
     if "kwargs" in bound.signature.parameters:
         kwargs = {**kwargs, "eval_dataset": both}
     else:
         bound.arguments["eval_dataset"] = both
         args, kwargs = bound.args, bound.kwargs
 
-    def restore(data: Any) -> tuple[Any, Any]:
+    def restore(data: Any) -> tuple[dict[str, Any], Any]:
         data = dict(data)
-        prepared = data.pop("ftw_target")
+        prepared = {name: data.pop(f"ftw_{name}") for name in splits}
         if given is None:
             return prepared, None
         return prepared, data if isinstance(given, dict) else data["eval"]
@@ -62,25 +60,22 @@ def offer(
 
 
 def check(
-    keep: Any, every: Any, after: Any, refresh: Any, loss_unit: str, nothing_useful: str, target_dataset: Any
+    keep: Any, counts: Mapping[str, tuple[Any, int]], loss_unit: str, nothing_useful: str, splits: Mapping[str, Any]
 ) -> None:
-    """Raise what is wrong with a trainer's options."""
+    """Raise what is wrong with a trainer's options; ``counts`` has ``{name: (value, least)}``."""
     if isinstance(keep, bool) or not (
         (isinstance(keep, int) and keep >= 1) or (isinstance(keep, float) and 0 < keep <= 1)
     ):
         raise ValueError(f"keep={keep!r} must be a count >= 1, or a fraction of the pool in (0, 1]")
-    for name, value, least in (
-        ("select_every", every, 1),
-        ("select_after", after, 0),
-        ("target_refresh", refresh, 0),
-    ):
+    for name, (value, least) in counts.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise ValueError(f"{name}={value!r} must be an int >= {least}")
     if loss_unit not in ("sample", "token"):
         raise ValueError(f"loss_unit={loss_unit!r} must be 'sample' or 'token'")
     if nothing_useful not in POLICIES:
         raise ValueError(f"nothing_useful={nothing_useful!r} must be one of {POLICIES}")
-    if target_dataset is not None and not hasattr(target_dataset, "__len__"):
-        raise TypeError(f"target_dataset is a {type(target_dataset).__name__} without a length; pass list(...) of it")
-    if target_dataset is not None and len(target_dataset) == 0:
-        raise ValueError("target_dataset is empty; pass None to take each pool's own mean as the target")
+    for name, data in splits.items():
+        if not hasattr(data, "__len__"):
+            raise TypeError(f"{name}_dataset is a {type(data).__name__} without a length; pass list(...) of it")
+        if len(data) == 0:
+            raise ValueError(f"{name}_dataset is empty; pass None to do without it")
