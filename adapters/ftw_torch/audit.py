@@ -24,7 +24,7 @@ from .records import join
 
 __all__ = ["audit"]
 
-MAX_SAMPLES = 8
+MAX_SAMPLES = 3  # enough to tell samples apart; an audit must not take more memory than a step
 
 
 def audit(
@@ -60,11 +60,13 @@ def audit(
                 return False
             weights = torch.arange(1, n + 1, dtype=found.dtype, device=found.device) / n  # (n,)
             ours = ftw.combine(join([records], [n], parameters), weights)
+            coarsest = _coarsest(records, parameters)
+            del records
             again()
             with torch.enable_grad():
                 total = (losses(batch, n, what) * weights).sum()
             theirs = gradients(total, list(parameters.values()), reentrant=has_reentrant([total]))
-        wrong = _disagreements(parameters, ours, theirs, _coarsest(records, parameters))
+        wrong = _disagreements(parameters, ours, theirs, coarsest)
         if not wrong:
             return True
         if attempt == 0 and not _independent(losses, batch, n, what, found, parameters):
