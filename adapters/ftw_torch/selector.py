@@ -12,6 +12,7 @@ With ``mode="two_pass"`` nothing is kept, and the gradient of those chosen comes
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import warnings
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from ftw import Selection, Simplex, Status
 from ftw.choice import check_options, choose
 from ftw.geometry import Operator
+from ftw.guard_watch import GuardWatch
 
 from . import batches
 from .audit import audit
@@ -39,6 +41,7 @@ from .walk import Plan, Walk
 __all__ = ["FilterThenWeight"]
 
 log = logging.getLogger("ftw_torch")
+_warn_once = functools.cache(log.warning)  # the same words once a process, whatever the number of selectors
 
 Loss = Callable[[nn.Module, Any], Tensor]
 
@@ -147,6 +150,7 @@ class FilterThenWeight:
         self._two_passes = mode == "two_pass"
         self._audited = False
         self._warned = False
+        self._watch = GuardWatch()
 
     # ------------------------------------------------------------------------------------------------------------------
     # What the user calls
@@ -301,6 +305,9 @@ class FilterThenWeight:
         if status in (Status.NOT_FINITE, Status.INFEASIBLE, Status.NOT_PSD):
             raise RuntimeError(f"no weights for this pool: {status.message} ({status.name})")
         update = pool.update(chosen.indices, chosen.weights) if compose else {}
+        if targets:
+            for words in self._watch.note(float(chosen.signal), targets):
+                _warn_once(words)
         if good is not None:
             full = torch.full((n,), math.nan, dtype=scores.dtype).index_copy(0, good, scores)
             chosen = chosen._replace(indices=good[chosen.indices], scores=full)
