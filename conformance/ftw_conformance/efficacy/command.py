@@ -24,7 +24,7 @@ from ftw._corpus import TextError
 from . import page, table
 from .ablations import ABLATIONS, METHODS
 from .baselines import BASELINES, LESS, METHOD, ORACLE, RANDOM, WHOLE
-from .runs import Job, key, run_all
+from .runs import Job, key, read, run_all
 from .scenarios import SCENARIOS, Scenario, files
 from .statistics import Cell, summarise
 from .tasks_text import has_languages
@@ -53,6 +53,7 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     add("--target", nargs="+", metavar="PATH", help="your text files and folders: what to get better at")
     add("--jobs", type=int, default=2, metavar="N", help="processes (default: 2)")
     add("--runs", type=Path, default=Path("efficacy.jsonl"), metavar="FILE", help="finished runs, kept and read")
+    add("--finished", action="store_true", help="run nothing: tables of the runs that are in the file")
     add("--json", type=Path, metavar="FILE", help="the figures")
     add("--page", type=Path, metavar="FILE", help="a page with curves")
     add("--markdown", type=Path, metavar="FILE", help="the tables in Markdown")
@@ -117,6 +118,9 @@ def main(argv: list[str] | None = None) -> int:
     began = time.perf_counter()
     try:
         side_by_side, exchanged, scenarios = plan(options)
+        if options.finished:
+            done = read(options.runs)
+            side_by_side, exchanged = ([j for j in jobs if key(j) in done] for jobs in (side_by_side, exchanged))
         every = list({key(job): job for job in [*side_by_side, *exchanged]}.values())
         with progress(len(every)) as bar:
             records = run_all(every, options.runs, options.jobs, bar.update)
@@ -135,8 +139,10 @@ def main(argv: list[str] | None = None) -> int:
         figures = {"command": command, "cells": [_plain(c) for c in cells], "ablations": [_plain(c) for c in parts]}
         page.write(options.json, json.dumps(figures, indent=1) + "\n")
     if options.markdown:
-        body = "\n\n".join(f"### {title}\n\n{table.markdown(content)}" for title, content in sections)
-        page.write(options.markdown, f"{body}\n\n{table.LEGEND}\n")
+        body = "\n\n".join(
+            f"## {title[:1].upper()}{title[1:]}\n\n{table.markdown(content)}" for title, content in sections
+        )
+        page.write(options.markdown, f"# Efficacy: the tables\n\n`{command}`\n\n{table.LEGEND}\n\n{body}\n")
     if options.page:
         page.write(options.page, page.render(cells, words, methods, parts, command))
     print(f"{time.perf_counter() - began:.0f} seconds in all")
@@ -154,7 +160,7 @@ def _sections(
     for label, group in (("", cells), ("one part exchanged: ", parts)):
         for scenario in dict.fromkeys(c.scenario for c in group):
             mine = [c for c in group if c.scenario == scenario]
-            out.append((f"{label}{words.get(scenario, scenario)} ({mine[0].seeds} seeds)", table.rows(mine)))
+            out.append((f"{label}{words.get(scenario, scenario)}", table.rows(mine)))
     return out
 
 

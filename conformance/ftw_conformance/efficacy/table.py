@@ -11,6 +11,7 @@ __all__ = ["LEGEND", "equal_compute", "markdown", "overview", "text"]
 
 HEADINGS = (
     "method",
+    "seeds",
     "final loss",
     "- random",
     "- top-k, 95 % interval",
@@ -63,6 +64,7 @@ def rows(cells: Iterable[Cell]) -> list[list[str]]:
         out.append(
             [
                 c.method,
+                str(c.seeds),
                 number(c.final),
                 number(random.mean if random else None, 3, True),
                 gap(less),
