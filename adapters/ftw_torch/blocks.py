@@ -17,7 +17,7 @@ from ftw.gram import squared_norms
 
 from .records import join_same
 
-__all__ = ["add_gram", "block_bytes", "lengths", "product", "root_of"]
+__all__ = ["add_gram", "block_bytes", "gram_of", "lengths", "product", "root_of"]
 
 
 def block_bytes(x: Tensor) -> int:
@@ -52,9 +52,23 @@ def add_gram(pieces: Sequence[Record], operator: Operator) -> Tensor:
         return out
     total: Any = None
     for x in _blocks(pieces, operator):
-        total = x @ x.T if total is None else total.addmm_(x, x.T)
+        part = gram_of(x)
+        total = part if total is None else total.add_(part)
     found: Tensor = total
     return found
+
+
+def gram_of(x: Tensor) -> Tensor:
+    """Return ``x x'`` (n, n) of few long rows (n, e)."""
+    n, e = x.shape
+    parts = min(256, e // 1024) if x.is_cuda else 1  # so many products side by side fill a GPU, one does not
+    if parts < 2:
+        return x @ x.T
+    size = e // parts
+    split = x[:, : parts * size].view(n, parts, size).movedim(1, 0)  # (parts, n, size)
+    total: Tensor = torch.bmm(split, split.mT).sum(0)  # (n, n)
+    rest = x[:, parts * size :]
+    return total.addmm_(rest, rest.T)
 
 
 def lengths(pieces: Sequence[Record], operator: Operator) -> Tensor:

@@ -53,7 +53,8 @@ class PoolProducts:
             rest = strata(n, asked)[0][asked:] if self._asks_for_mean(square, lengths, goal) else []
             places = [*range(asked), *rest]  # from whose Gram matrix the pool's mean can be read off
             order = walk.scores.argsort(descending=True, stable=True)  # (n,), NaN first or last: dropped in any case
-            known = order[torch.tensor(places, device=order.device)].sort().values
+            chosen = torch.tensor(places).to(order.device, non_blocking=True)
+            known = order[chosen].sort().values
         gram = None if known is None else walk.gram(None if len(known) == n else known)
         fetched = fetch([walk.losses, walk.scores, goal.losses, square, lengths, gram, known])
         self.losses, self.scores, self.target_losses, self.square, self.lengths, self._gram, self._known = fetched

@@ -18,7 +18,7 @@ from ftw import Dense, OuterProduct, Rows, sketch
 from ftw.geometry import Diagonal, Operator, Scale
 from ftw.gradients import Record, matrix_shape
 
-from .blocks import add_gram, block_bytes, product, root_of
+from .blocks import add_gram, block_bytes, gram_of, product, root_of
 from .records import bytes_of
 
 __all__ = ["Stream", "worth_writing", "written"]
@@ -192,5 +192,5 @@ def _both(record: OuterProduct, direction: Tensor, operator: Operator) -> tuple[
         score = g.view(n, -1) @ direction[part].reshape(-1).to(g.dtype)
         flat = g.mul_(root_of(operator, part)).view(n, -1)  # (n, r d_in)
         scores = score if scores is None else scores + score
-        gram = flat @ flat.T if gram is None else gram.addmm_(flat, flat.T)
+        gram = gram_of(flat) if gram is None else gram.add_(gram_of(flat))
     return scores, gram

@@ -3,7 +3,7 @@
 Time is CPU time of the process (``time.process_time``) on one thread, or on a GPU the wall time between
 synchronisations. The steps are interleaved on the same model and data, and each figure is the median over rounds of
 its ratio to the plain step of its round. Memory is the growth of the peak over what the model and the optimizer's
-state take, each in a process of its own: ``ru_maxrss`` on a CPU, ``max_memory_allocated`` on a GPU. Two buffers of
+state take, each in a process of its own: ``VmHWM`` on a CPU, ``max_memory_allocated`` on a GPU. Two buffers of
 ours the size of the parameters, g_T and the diagonal of P, are in the figure; the table also states it without them.
 """
 
@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
 import time
 import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -157,7 +157,10 @@ def highest(options: argparse.Namespace) -> int:
     """Return the peak so far, in bytes."""
     if options.device == "cuda":
         return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    for line in Path("/proc/self/status").read_text().splitlines():  # ru_maxrss begins at the parent process's
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) * 1024
+    raise OSError("no VmHWM in /proc/self/status: give --no-memory")
 
 
 def fresh(options: argparse.Namespace, t: int, name: str) -> float:
