@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ftw import report
+from ftw._page import STYLE
+from ftw._svg import chart as curves
+from ftw._svg import safe
 
 from .baselines import LESS, METHOD, ORACLE, RANDOM, WHOLE
 from .statistics import Cell
@@ -51,25 +53,25 @@ def render(
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1"><title>Does it select well?</title>'
-        f"<style>{report._STYLE}</style><main><h1>Does it select well?</h1>"
-        f'<p class="soft">{report._safe(LEGEND)}</p>{body}'
-        f"<footer>{seeds} paired seeds. <code>{report._safe(command)}</code></footer></main></html>"
+        f"<style>{STYLE}</style><main><h1>Does it select well?</h1>"
+        f'<p class="soft">{safe(LEGEND)}</p>{body}'
+        f"<footer>{seeds} paired seeds. <code>{safe(command)}</code></footer></main></html>"
     )
 
 
 def section(title: str, body: str, note: str = "") -> str:
     """Return a part of the page; ``body`` is HTML, the rest text."""
-    note = f'<p class="soft small">{report._safe(note)}</p>' if note else ""
-    return f"<section><h2>{report._safe(title)}</h2>{note}{body}</section>"
+    note = f'<p class="soft small">{safe(note)}</p>' if note else ""
+    return f"<section><h2>{safe(title)}</h2>{note}{body}</section>"
 
 
 def table(content: Sequence[Sequence[str]]) -> str:
     """Return a table as HTML; the default method's row stands out."""
     head, *body = content
-    lines = ["<tr>" + "".join(f"<th>{report._safe(cell)}</th>" for cell in head) + "</tr>"]
+    lines = ["<tr>" + "".join(f"<th>{safe(cell)}</th>" for cell in head) + "</tr>"]
     for row in body:
         kind = ' class="best"' if row[0] == METHOD else ""
-        lines.append(f"<tr{kind}>" + "".join(f"<td>{report._safe(cell)}</td>" for cell in row) + "</tr>")
+        lines.append(f"<tr{kind}>" + "".join(f"<td>{safe(cell)}</td>" for cell in row) + "</tr>")
     return f'<div class="scroll"><table>{"".join(lines)}</table></div>'
 
 
@@ -80,7 +82,7 @@ def chart(cells: Sequence[Cell]) -> str:
         for c in cells
         if c.method in DRAWN
     ]
-    return f"<figure>{report._chart(series, 900, 320, named=True)}</figure>" if series else ""
+    return f"<figure>{curves(series, 900, 320, named=True)}</figure>" if series else ""
 
 
 def write(path: Path, text: str) -> None:
