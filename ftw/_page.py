@@ -15,6 +15,7 @@ __all__ = ["STYLE", "render"]
 
 CHARTS = {
     "test_loss": "Test loss",
+    "watch_loss": "Loss on the second target split",
     "target_loss": "Loss on the target samples",
     "loss": "Loss of the samples trained on",
     "grad_norm": "Gradient norm",

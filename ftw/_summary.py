@@ -40,8 +40,10 @@ class Summary:
 
 
 def metric(record: Record) -> str:
-    """Return the loss that the record is judged by: on the test set, else on the target, else in training."""
-    return next((n for n in ("test_loss", "target_loss") if any(r.values(n) for r in record.runs)), "loss")
+    """Return the loss that the record is judged by: test, second target split, target, training."""
+    return next(
+        (n for n in ("test_loss", "watch_loss", "target_loss") if any(r.values(n) for r in record.runs)), "loss"
+    )
 
 
 def summarise(record: Record) -> list[Summary]:

@@ -5,10 +5,10 @@ line it was writing. Kinds of lines:
 
 - ``header``: format, version, title, anything else that holds for the whole record;
 - ``run``: name, method, seed, anything else about one run;
-- ``step``: run, step, and any of ``loss``, ``target_loss``, ``test_loss``, ``grad_norm``, ``match``,
-  ``effective_size``, ``shrinkage``, ``status``, ``seconds`` (a number, or parts by name), ``pool`` (samples by source),
-  and ``picked`` and ``refused``: lists of samples, each with any of ``index``, ``weight``, ``score``, ``loss``,
-  ``source``, ``length``, ``text``.
+- ``step``: run, step, and any of ``loss``, ``target_loss``, ``watch_loss`` (of a second target split), ``test_loss``,
+  ``grad_norm``, ``match``, ``effective_size``, ``shrinkage``, ``status``, ``seconds`` (a number, or parts by name),
+  ``pool`` (samples by source), and ``picked`` and ``refused``: lists of samples, each with any of ``index``,
+  ``weight``, ``score``, ``loss``, ``source``, ``length``, ``text``.
 
 The text of samples is left out unless asked for. ``python -m ftw.report run.jsonl`` makes the page: one HTML file
 without scripts or references, in which everything that comes from the data is escaped.

@@ -109,6 +109,17 @@ def test_round_trip(tmp_path):
     assert rows[2][:6] == ["better", "3.010", "2.810 ± 0.010", "-0.100 ± 0.000 (3/3)", "50 %", "75 %"]
 
 
+def test_a_record_is_judged_by_what_was_not_selected_for(tmp_path):
+    with Recorder(tmp_path / "run.jsonl") as recorder:
+        for step in range(3):
+            recorder.step("run", step, loss=9.0, target_loss=5.0 - step, watch_loss=7.0 + step)
+    record = read(tmp_path / "run.jsonl")
+    assert (summarise(record)[0].start, summarise(record)[0].mean) == (7.0, 9.0)
+    page = render(record)
+    assert "Loss on the second target split by step" in page
+    assert "Loss on the target samples" in page
+
+
 def test_page(tmp_path):
     write_record(tmp_path / "run.jsonl", note="what it is", model="the model")
     page = render(read(tmp_path / "run.jsonl"))
