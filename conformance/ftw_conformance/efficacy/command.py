@@ -156,11 +156,12 @@ def _sections(
     out = []
     if cells:
         out.append(("Final test loss, means over paired seeds", table.overview(cells, words, methods)))
+        out.append(("Filter-then-Weight against the others, paired", table.default(cells, words)))
         out.append(("At the compute of Filter-then-Weight", table.equal_compute(cells, words)))
-    for label, group in (("", cells), ("one part exchanged: ", parts)):
+    for label, group, base in (("", cells, LESS), ("one part exchanged: ", parts, METHOD)):
         for scenario in dict.fromkeys(c.scenario for c in group):
             mine = [c for c in group if c.scenario == scenario]
-            out.append((f"{label}{words.get(scenario, scenario)}", table.rows(mine)))
+            out.append((f"{label}{words.get(scenario, scenario)}", table.rows(mine, base)))
     return out
 
 

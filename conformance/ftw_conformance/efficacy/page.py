@@ -11,7 +11,7 @@ from ftw._svg import safe
 
 from .baselines import LESS, METHOD, ORACLE, RANDOM, WHOLE
 from .statistics import Cell
-from .table import LEGEND, equal_compute, overview, rows
+from .table import LEGEND, default, equal_compute, overview, rows
 
 __all__ = ["render", "write"]
 
@@ -36,6 +36,7 @@ def render(
     """
     parts = [
         section("Final test loss", table(overview(cells, words, methods)), "Means over paired seeds."),
+        section("Filter-then-Weight against the others", table(default(cells, words)), "Paired differences."),
         section(
             "At equal compute",
             table(equal_compute(cells, words)),
@@ -47,7 +48,7 @@ def render(
         parts.append(section(words.get(scenario, scenario), chart(mine) + table(rows(mine))))
     for scenario in dict.fromkeys(c.scenario for c in ablations):
         mine = [c for c in ablations if c.scenario == scenario]
-        parts.append(section(f"One part exchanged: {words.get(scenario, scenario)}", table(rows(mine))))
+        parts.append(section(f"One part exchanged: {words.get(scenario, scenario)}", table(rows(mine, METHOD))))
     seeds = max((c.seeds for c in [*cells, *ablations]), default=0)
     body = "".join(parts)
     return (

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .baselines import LESS, METHOD, ORACLE, RANDOM, WHOLE
+from .baselines import LESS, METHOD, NO_GUARD, ORACLE, RANDOM, WHOLE
 
 __all__ = ["Cell", "Paired", "paired", "summarise"]
 
@@ -51,8 +51,9 @@ class Cell(NamedTuple):
     final, area : float
         Test loss after the last step, and its mean over the curve.
     against : dict of str to Paired
-        Differences of the final loss to the baselines: random, LESS-like top-k; and at equal compute, to random and
-        whole pool that have gone on for as long as the default method's arithmetic takes.
+        Differences of the final loss to random, LESS-like top-k, the default, the default without guard and whole
+        pool; and at equal compute, to random and whole pool that have gone on for as long as the default method's
+        arithmetic takes.
     speedup : float or None
         The last step over the step at which the mean curve reaches random's final loss; None if it never does.
     share : float or None
@@ -103,7 +104,9 @@ def summarise(records: Sequence[Mapping[str, Any]]) -> list[Cell]:
         curve = _curve(runs)
         random, oracle = (_mean(values(scenario, name, "final")) for name in (RANDOM, ORACLE))
         gap = random - oracle
-        against = {name: paired(final, values(scenario, name, "final")) for name in (RANDOM, LESS, METHOD, WHOLE)}
+        against = {
+            name: paired(final, values(scenario, name, "final")) for name in (RANDOM, LESS, METHOD, NO_GUARD, WHOLE)
+        }
         for name in (RANDOM, WHOLE):
             against[f"{name}, equal compute"] = paired(final, values(scenario, name, "equal_compute"))
         cells.append(

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from .baselines import LESS, METHOD, RANDOM, WHOLE
+from .baselines import LESS, METHOD, NO_GUARD, RANDOM, WHOLE
 from .statistics import Cell, Paired
 
-__all__ = ["LEGEND", "equal_compute", "markdown", "overview", "text"]
+__all__ = ["LEGEND", "default", "equal_compute", "markdown", "overview", "text"]
 
 HEADINGS = (
     "method",
     "seeds",
     "final loss",
     "- random",
-    "- top-k, 95 % interval",
+    "- {base}, 95 % interval",
     "p",
     "area",
     "speed-up",
@@ -26,11 +26,12 @@ HEADINGS = (
     "CPU s",
 )
 LEGEND = (
-    "Final loss: on the test set, after the last step. - random, - top-k: paired differences over seeds to random and "
-    "to the LESS-like top-k, below zero is better. Area: mean of the loss over the curve. Speed-up: steps of random "
-    "over the steps to random's final loss. Of gap: share of the gap from random to the oracle. Effective: effective "
-    "number of samples. Good: share of the picks with true labels, or of the target's kind. a: the guard's mean "
-    "shrinkage. Work: arithmetic of a step in whole-pool steps. CPU s: of a run, without evaluation."
+    "Final loss: on the test set, after the last step. - random, - top-k, - default: paired differences over seeds to "
+    "random, to the LESS-like top-k, to Filter-then-Weight with its defaults; below zero is better. Area: mean of the "
+    "loss over the curve. Speed-up: steps of random over the steps to random's final loss. Of gap: share of the gap "
+    "from random to the oracle. Effective: effective number of samples. Good: share of the picks with true labels, or "
+    "of the target's kind. a: the guard's mean shrinkage. Work: arithmetic of a step in whole-pool steps. CPU s: of a "
+    "run, without evaluation."
 )
 
 
@@ -55,11 +56,12 @@ def chance(p: float) -> str:
     return "-" if p != p else "<.0001" if p < 1e-4 else f"{p:.4f}".lstrip("0") if p < 1 else "1"
 
 
-def rows(cells: Iterable[Cell]) -> list[list[str]]:
-    """Return one scenario's table."""
-    out = [list(HEADINGS)]
+def rows(cells: Iterable[Cell], base: str = LESS) -> list[list[str]]:
+    """Return one scenario's table, with paired differences to the method ``base``."""
+    name = {LESS: "top-k", METHOD: "default"}.get(base, base)
+    out = [[heading.format(base=name) for heading in HEADINGS]]
     for c in cells:
-        less = c.against.get(LESS) if c.method != LESS else None
+        pair = c.against.get(base) if c.method != base else None
         random = c.against.get(RANDOM) if c.method != RANDOM else None
         out.append(
             [
@@ -67,8 +69,8 @@ def rows(cells: Iterable[Cell]) -> list[list[str]]:
                 str(c.seeds),
                 number(c.final),
                 number(random.mean if random else None, 3, True),
-                gap(less),
-                chance(less.p) if less else "-",
+                gap(pair),
+                chance(pair.p) if pair else "-",
                 number(c.area),
                 number(c.speedup, 1),
                 "-" if c.share is None else f"{100 * c.share:.0f} %",
@@ -97,6 +99,18 @@ def equal_compute(cells: Sequence[Cell], words: Mapping[str, str]) -> list[list[
             pair, other = mine.against.get(f"{name}, equal compute"), by.get((scenario, name))
             line += [number(other.equal_compute if other else None), gap(pair), chance(pair.p) if pair else "-"]
         out.append(line)
+    return out
+
+
+def default(cells: Sequence[Cell], words: Mapping[str, str]) -> list[list[str]]:
+    """Return the default method beside random, top-k and itself without the guard, a row a scenario."""
+    others = {"random": RANDOM, "top-k": LESS, "without guard": NO_GUARD}
+    out = [["scenario", "seeds", METHOD, *(word for name in others for word in (f"- {name}, 95 % interval", "p"))]]
+    for c in cells:
+        if c.method == METHOD:
+            pairs = [c.against.get(name) for name in others.values()]
+            gaps = [word for pair in pairs for word in (gap(pair), chance(pair.p) if pair else "-")]
+            out.append([words.get(c.scenario, c.scenario), str(c.seeds), number(c.final), *gaps])
     return out
 
 
