@@ -3,6 +3,7 @@
 import datetime
 import functools
 import os
+import re
 import socket
 import traceback
 
@@ -13,6 +14,8 @@ import torch.multiprocessing as mp
 import torch_models as models
 from ftw_torch import FilterThenWeight
 from ftw_torch.distributed import DistributedFilterThenWeight
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 WORLD = 2
 
@@ -166,6 +169,23 @@ def test_a_sample_that_is_not_finite_is_named_with_its_rank():
         assert kind == "FloatingPointError"
         assert "sample 1 of rank 1's pool" in message
         assert clean
+
+
+def shard(rank):
+    """A model whose second half is sharded."""
+    model, _, loss, pool, target = case("mlp")
+    fully_shard(model[-1], mesh=init_device_mesh("cpu", (WORLD,)))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    with pytest.raises(ValueError) as caught:
+        DistributedFilterThenWeight(model, optimizer, loss, keep=4).backward(pool, target)
+    assert all(p.grad is None for p in model.parameters())
+    return str(caught.value)
+
+
+def test_sharded_parameters_are_refused_by_name():
+    for message in run(shard):
+        assert re.match(r"parameter '\w+\.weight' is sharded \(S(hard)?\(.*0\) of \(3, 6\)\)", message), message
+        assert "DistributedDataParallel" in message
 
 
 def test_without_processes():

@@ -10,7 +10,22 @@ import pytest
 import torch
 from ftw_torch import FilterThenWeight
 from ftw_torch.trainer import FilterThenWeightMixin
-from trainers import TARGET, TRAIN, V, Watched, assert_close, batch, data, gpt, grads, llama, logged, losses, trainer
+from trainers import (
+    TARGET,
+    TRAIN,
+    V,
+    Watched,
+    assert_close,
+    batch,
+    data,
+    gpt,
+    grads,
+    llama,
+    logged,
+    losses,
+    opposite,
+    trainer,
+)
 from transformers import Trainer
 
 from ftw import report
@@ -271,21 +286,7 @@ def test_a_target_that_is_not_finite_refuses_the_step(tmp_path):
 
 @pytest.mark.parametrize("policy", ["best", "uniform", "skip", "raise"])
 def test_nothing_useful(tmp_path, policy):
-    """Opposite labels: every candidate's gradient points away from the target's."""
-    x = torch.ones(8, 2)
-
-    class Line(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layer = torch.nn.Linear(2, 1, bias=False)
-            torch.nn.init.zeros_(self.layer.weight)
-
-        def forward(self, x, labels=None):
-            return {"logits": self.layer(x)}
-
-    model = Line()
-    train = [{"x": row.tolist(), "labels": -1.0} for row in x]
-    target = [{"x": row.tolist(), "labels": 1.0} for row in x[:3]]
+    model, train, target = opposite()
     made = trainer(tmp_path, model, train=train, target=target, keep=2, nothing_useful=policy, options={"max_steps": 1})
     if policy == "raise":
         with pytest.raises(RuntimeError, match="NOTHING_USEFUL"):

@@ -105,3 +105,22 @@ class Watched(FilterThenWeightTrainer):
         loss = super().training_step(model, inputs, *args, **kwargs)
         self.found.append(grads(self.accelerator.unwrap_model(model)))
         return loss
+
+
+class Line(torch.nn.Module):
+    """A linear model without bias, at zero."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(2, 1, bias=False)
+        torch.nn.init.zeros_(self.layer.weight)
+
+    def forward(self, x, labels=None):
+        return {"logits": self.layer(x)}
+
+
+def opposite():
+    """Return a model, a pool of 8 and a target with opposite labels: every candidate's gradient points away."""
+    train = [{"x": [1.0, 1.0 + i], "labels": -1.0} for i in range(8)]
+    target = [{"x": [1.0, 1.0], "labels": 1.0} for _ in range(4)]
+    return Line(), train, target

@@ -56,7 +56,7 @@ class DistributedFilterThenWeight(FilterThenWeight):
     ----------
     model, optimizer, per_sample_loss
         As in `FilterThenWeight`; the plain model, not the one that DistributedDataParallel wraps around it. Parameters
-        and the optimizer's state must be the same on all ranks.
+        and the optimizer's state must be the same on all ranks, and whole: those of FSDP are refused.
     keep : int
         How many samples to train on, of the pools of all ranks together.
     group : torch.distributed.ProcessGroup, optional
@@ -125,6 +125,7 @@ class DistributedFilterThenWeight(FilterThenWeight):
         exchange = Exchange(self.group)
         self.sent = exchange.sent
         parameters = trainable(self.model)
+        refuse_sharded(parameters)
         local = exchange.together("the pass over its pool", lambda: self._local(parameters, pool, target))
         step = Step(self, exchange, parameters, local)
         self._start, self._size = step.start, len(local.losses)
@@ -173,6 +174,17 @@ class DistributedFilterThenWeight(FilterThenWeight):
         if not isinstance(losses, Tensor) or tuple(losses.shape) != (n,):
             raise ValueError(f"per_sample_loss must return one loss for each of the {n} samples of the {what}, ({n},)")
         return losses
+
+
+def refuse_sharded(parameters: Mapping[str, nn.Parameter]) -> None:
+    """Raise if a parameter lies in parts on several processes."""
+    for name, p in parameters.items():
+        if hasattr(p, "placements"):  # a DTensor, of fully_shard or tensor parallelism
+            raise ValueError(
+                f"parameter {name!r} is sharded ({', '.join(map(str, p.placements))} of {tuple(p.shape)}), and the "
+                "records of samples need the whole of it: replicate the model, with DistributedDataParallel or as the "
+                "same plain model on every rank, in place of fully_shard"
+            )
 
 
 class Step:

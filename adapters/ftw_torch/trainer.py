@@ -23,14 +23,15 @@ from transformers import Trainer, TrainerCallback
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 import ftw
-from ftw import Selection, Status
 from ftw.constraints import Constraint
 
 from . import batches
+from .distributed import DistributedFilterThenWeight
 from .losses import label_losses, token_counts
 from .run_log import RunLog, fingerprint, weighted_loss
 from .selector import FilterThenWeight
 from .trainer_setup import check, offer, refuse
+from .trainer_step import Ranks, backward
 from .trainer_target import Leaks, TargetBatches, WatchedSplit
 
 __all__ = ["FilterThenWeightMixin", "FilterThenWeightTrainer"]
@@ -52,10 +53,12 @@ class FilterThenWeightMixin(_Base):
     ----------
     *args, **kwargs
         Of the trainer. ``per_device_train_batch_size`` is the pool, ``per_device_eval_batch_size`` the target batch.
+        Over several processes (DDP) both are those of each, and one choice is made of all pools together.
     target_dataset : dataset with a length, or None
         What the model should get better at. Prepared like an evaluation data set. None: each pool is its own target.
     keep : int or float
-        How many samples of a pool to train on, or which fraction of them; of a smaller pool all if need be.
+        How many samples of a pool to train on, or which fraction of them; of a smaller pool all if need be. The choice
+        of several processes keeps as many as they would one by one.
     select_every : int
         Select in every n-th optimizer step; the others train on the whole pool, as the trainer does.
     select_after : int
@@ -165,9 +168,10 @@ class FilterThenWeightMixin(_Base):
         if callable(switch):  # schedule-free optimizers
             switch()
         pool = batches.map_tensors(lambda x: x.to(self.args.device), dict(inputs))
-        n = batches.size(pool, "pool")
+        ranks = Ranks(batches.size(pool, "pool"), several=self.accelerator.num_processes > 1)
         steps = getattr(self, "current_gradient_accumulation_steps", self.args.gradient_accumulation_steps)
-        lengths = self._ftw_counts(pool)
+        counts = self._ftw_counts(pool)
+        lengths = None if counts is None else ranks.rows(counts)
         target = None if self._ftw_target is None else self._ftw_target.at(self, step)
         given, goal = pool, target
         if self._ftw_unit == "token":
@@ -175,11 +179,13 @@ class FilterThenWeightMixin(_Base):
             target = None if target is None else self._ftw_scaled(target, None, 1)
         selector = self._ftw_prepared(model)
         watched = self._ftw_watched(selector.model, step)
-        selector.keep = self._ftw_kept(n)
-        selection = self._ftw_backward(selector, pool, target, steps)
-        leaked = [] if goal is None else self._ftw_leaks.among(selection.indices.tolist(), given, goal, step + 1)
+        selector.keep = sum(map(self._ftw_kept, ranks.sizes))
+        autocast = self.accelerator.autocast()
+        selection = backward(selector, ranks, pool, target, steps=steps, policy=self._ftw_policy, autocast=autocast)
+        leaked = [] if goal is None else self._ftw_leaks.among(selection.indices, given, goal, step + 1, ranks)
         seconds = time.perf_counter() - start
-        dropped = self._ftw_log.add(step + 1, selection, n, seconds, lengths, leaked=leaked, watch_loss=watched)
+        add = self._ftw_log.add
+        dropped = add(step + 1, selection, ranks.total, seconds, lengths, leaked=leaked, watch_loss=watched)
         if self._ftw_watch is not None:
             self._ftw_watch.add(step + 1, float(selection.target_loss), watched)
         if dropped:
@@ -229,54 +235,10 @@ class FilterThenWeightMixin(_Base):
         plain = self.accelerator.unwrap_model(model)
         old = self._ftw_selector
         if old is None or old.optimizer is not optimizer or old.model is not plain:
-            self._ftw_selector = FilterThenWeight(plain, optimizer, self.per_sample_loss, keep=1, **self._ftw_options)
+            kind = DistributedFilterThenWeight if self.accelerator.num_processes > 1 else FilterThenWeight
+            self._ftw_selector = kind(plain, optimizer, self.per_sample_loss, keep=1, **self._ftw_options)
         assert self._ftw_selector is not None
         return self._ftw_selector
-
-    def _ftw_backward(self, selector: FilterThenWeight, pool: Any, target: Any, steps: int) -> Selection:
-        """Add the gradient of a pool's choice to ``.grad``, as one of ``steps`` pools."""
-        parameters = [p for p in selector.model.parameters() if p.requires_grad]
-        before = [p.grad for p in parameters]
-        done = False
-        try:
-            for p in parameters:
-                p.grad = None
-            with self.accelerator.autocast():
-                selection = selector.backward(pool, target)
-            if self._ftw_policy != "best" and int(selection.status) == Status.NOTHING_USEFUL:
-                selection = self._ftw_useless(parameters, selector, pool, selection)
-            for p, old in zip(parameters, before, strict=True):
-                if p.grad is None:
-                    p.grad = old
-                elif steps > 1:
-                    p.grad.div_(steps)
-                    p.grad = p.grad if old is None else old.add_(p.grad)
-                elif old is not None:
-                    p.grad = old.add_(p.grad)
-            done = True
-        finally:
-            if not done:
-                for p, old in zip(parameters, before, strict=True):
-                    p.grad = old
-        return selection
-
-    def _ftw_useless(
-        self, parameters: list[nn.Parameter], selector: FilterThenWeight, pool: Any, selection: Selection
-    ) -> Selection:
-        """Follow the policy for a pool without anything useful."""
-        if self._ftw_policy == "raise":
-            raise RuntimeError(f"{Status.NOTHING_USEFUL.message} (NOTHING_USEFUL)")
-        for p in parameters:
-            p.grad = None
-        if self._ftw_policy == "skip":
-            return selection._replace(weights=torch.zeros_like(selection.weights))
-        good = torch.nonzero(torch.isfinite(selection.scores))[:, 0]  # (n',)
-        total = float(selection.weights.sum())
-        pool = batches.take(pool, good)
-        for piece in batches.split(pool, len(good), selector.micro_batch):
-            torch.autograd.backward(self.per_sample_loss(selector.model, piece).sum() * (total / len(good)))
-        weights = torch.full_like(selection.scores[good], total / len(good))
-        return selection._replace(indices=good, weights=weights)
 
     def _ftw_kept(self, n: int) -> int:
         keep = self._ftw_keep

@@ -15,11 +15,12 @@ def refuse(trainer: Any, *, own_loss: bool) -> None:
     """Raise for what would silently mean something else."""
     if trainer.args.n_gpu > 1:
         raise ValueError(f"{trainer.args.n_gpu} GPUs in one process: start one process a GPU, with torchrun")
-    if trainer.accelerator.num_processes > 1:
-        raise ValueError(
-            f"{trainer.accelerator.num_processes} processes: the trainer's mixin selects in one; in a loop of "
-            "your own, ftw_torch.distributed.DistributedFilterThenWeight selects over all"
-        )
+    for name in ("is_fsdp_enabled", "is_deepspeed_enabled"):
+        if getattr(trainer, name, False):
+            raise ValueError(
+                f"{name.split('_')[1]} shards parameters, and the selection reads whole ones: run the processes "
+                "without it (DDP)"
+            )
     if trainer.args.fp16:
         raise ValueError("fp16 scales the gradients that the selection measures; train in bf16 instead")
     if own_loss:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from ftw._watch import SplitWatch
 
 from . import batches
+from .trainer_step import Ranks
 
 __all__ = ["Leaks", "TargetBatches", "WatchedSplit", "row_keys"]
 
@@ -78,18 +80,34 @@ class Leaks:
     """Finds target samples among those picked from a pool: a copy of the target always wins."""
 
     def __init__(self) -> None:
-        self._targets: set[bytes] = set()
+        self._targets: set[str] = set()
         self._last: Any = None
         self._warned = False
 
-    def among(self, picked: Iterable[int], pool: Mapping[str, Any], target: Mapping[str, Any], step: int) -> list[int]:
-        """Return which of the samples picked stand in a target batch of this step or an earlier one."""
-        if target is not self._last:
-            self._last = target
-            self._targets.update(row_keys(target))
-        indices = list(picked)
-        some = batches.take(dict(pool), torch.tensor(indices, dtype=torch.int64))
-        found = [i for i, key in zip(indices, row_keys(some), strict=True) if key in self._targets]
+    def among(
+        self, picked: Tensor, pool: Mapping[str, Any], target: Mapping[str, Any], step: int, ranks: Ranks
+    ) -> list[int]:
+        """Return which of the samples picked stand in a target batch of this step or an earlier one.
+
+        Parameters
+        ----------
+        picked : tensor of int (k,)
+            Numbered through the pools of all processes.
+        pool, target : mapping of str to tensor
+            This process's own.
+        step : int
+            For the warning.
+        ranks : Ranks
+        """
+        fresh = [] if target is self._last else row_keys(target)
+        self._last = target
+        mine = ranks.mine(picked)
+        keys = row_keys(batches.take(dict(pool), mine))
+        own = {"target": fresh, "picked": list(zip((mine + ranks.start).tolist(), keys, strict=True))}
+        every = [json.loads(text) for text in ranks.texts(json.dumps(own))]
+        for one in every:
+            self._targets.update(one["target"])
+        found = [i for one in every for i, key in one["picked"] if key in self._targets]
         if found and not self._warned:
             self._warned = True
             logger.warning(
@@ -101,7 +119,7 @@ class Leaks:
         return found
 
 
-def row_keys(batch: Mapping[str, Any]) -> list[bytes]:
+def row_keys(batch: Mapping[str, Any]) -> list[str]:
     """Return a digest of each sample of a batch, whatever its padding."""
     tensors = {name: x.detach().cpu() for name, x in sorted(batch.items()) if isinstance(x, Tensor) and x.ndim}
     mask = tensors.pop("attention_mask", None)
@@ -112,7 +130,7 @@ def row_keys(batch: Mapping[str, Any]) -> list[bytes]:
             row = x[i] if mask is None or x.shape != mask.shape else x[i][mask[i].bool()]
             row = row.float() if row.dtype == torch.bfloat16 else row
             digest.update(f"{name}{tuple(row.shape)}".encode() + row.contiguous().numpy().tobytes())
-        keys.append(digest.digest())
+        keys.append(digest.hexdigest())
     return keys
 
 
