@@ -7,6 +7,7 @@ docs/conformance.md.
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -50,6 +51,9 @@ class Backend(NamedTuple):
     traces: bool = False
     quick: tuple[str, ...] = ("*",)
 
+
+# Compiling takes nearly all of JAX's time here; without the compiler's last stage the arithmetic is the same.
+COMPILE_FASTER = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
 Factory = Callable[[str], Backend]
 _factories: dict[str, Factory] = {}
@@ -170,6 +174,8 @@ EAGER_JAX = (
 
 
 def _jax(name: str, device: str) -> Backend:
+    if device == "cpu":
+        os.environ.setdefault("XLA_FLAGS", COMPILE_FASTER)  # read when jax first uses its device
     jax = importlib.import_module("jax")
     jax.config.update("jax_enable_x64", True)
     jax.config.update("jax_default_matmul_precision", "highest")
