@@ -141,7 +141,6 @@ def test_clipping_stays_the_trainers(tmp_path):
     assert logged(made, "grad_norm")[0] > 1e-2
 
 
-@pytest.mark.filterwarnings("ignore:captured gradients of:UserWarning")
 def test_bf16_checkpointing_and_no_learning_rate_in_warm_up(tmp_path):
     options = {"bf16": True, "gradient_checkpointing": True, "warmup_steps": 2, "lr_scheduler_type": "linear"}
     made = trainer(tmp_path, llama(), options=options)

@@ -2,14 +2,12 @@
 
 import os
 import signal
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
 import pytest
 import torch
-from trainers import Watched, data, gpt, logged, losses, trainer
+from trainers import Watched, data, gpt, logged, losses, processes, trainer
 
 from ftw import report
 
@@ -28,9 +26,8 @@ def long_run(folder, loss=losses):
     return trainer(folder, model, target=target, options=options, per_sample_loss=loss, record=record)
 
 
-def killed(folder):
+def killed(folder, rank):
     """Train until the fourth step, and die in the middle of its pass over the pool."""
-    torch.set_num_threads(1)
     made = None
 
     def loss(model, inputs):
@@ -46,11 +43,8 @@ def test_a_run_killed_in_mid_step_goes_on(tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     one.mkdir()
     two.mkdir()
-    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
-    code = "import sys, test_torch_trainer_faults as t; t.killed(sys.argv[1])"
-    command = [sys.executable, "-c", code, str(one)]
-    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, timeout=120)
-    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+    codes, errors = processes(killed, one, 1)
+    assert codes == [-signal.SIGKILL], errors
     assert sorted(x.name for x in one.glob("checkpoint-*")) == ["checkpoint-2"]
     assert sorted(report.read(one / "run.jsonl").runs[0].steps) == [1, 2, 3]
 

@@ -1,16 +1,15 @@
 """Two processes of a trainer (gloo, DDP): the run of one process with both pools; what is sharded is refused."""
 
+import functools
 import json
 import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from ftw_torch.trainer_setup import refuse
-from trainers import TARGET, TRAIN, data, gpt, logged, opposite, trainer
+from trainers import TARGET, TRAIN, data, gpt, logged, opposite, processes, trainer
 
 from ftw import report
 
@@ -25,12 +24,13 @@ COMMON = {
     "train": [*TRAIN[:21], TARGET[2], *TRAIN[21:]], "target": TARGET, "watch_dataset": data(5, 7, step=1),
     "select_after": 1, "watch_every": 2,
 }  # fmt: skip
-OPTIONS = {"max_steps": 4, "gradient_accumulation_steps": 2}
+OPTIONS = {"max_steps": 3, "gradient_accumulation_steps": 2}
 
 
-def run(folder):
-    """Train as one of several processes; the first writes down what came of it."""
-    torch.set_num_threads(1)
+def run(folder, rank, port):
+    """Train as one of two processes, and write down what came of it."""
+    os.environ |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
     options = {**OPTIONS, "per_device_train_batch_size": 4, "per_device_eval_batch_size": 2, "ddp_backend": "gloo"}
     made = trainer(folder, gpt().double(), keep=2, options=options, record=Path(folder) / "two.jsonl", **COMMON)
     made.train()
@@ -43,33 +43,15 @@ def run(folder):
     useless = trainer(folder, model, train=train, target=target, options=options, nothing_useful="uniform")
     useless.train()
     result |= {"uniform": model.layer.weight.tolist(), "uniform_share": logged(useless, "picked_share")}
-    Path(folder, f"{made.args.process_index}.json").write_text(json.dumps(result))
-
-
-def spawn(folder, code):
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    rendezvous = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
-    environment = os.environ | rendezvous | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, str(folder)],
-            env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, stderr=subprocess.PIPE, text=True,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    try:
-        return [(p.communicate(timeout=120)[1], p.returncode) for p in processes]
-    finally:
-        for process in processes:
-            process.kill()
+    Path(folder, f"{rank}.json").write_text(json.dumps(result))
 
 
 def test_two_processes_are_one_with_both_pools(tmp_path):
-    for text, code in spawn(tmp_path, "import sys, test_torch_trainer_processes as t; t.run(sys.argv[1])"):
-        assert code == 0, text[-3000:]
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    codes, errors = processes(functools.partial(run, port=port), tmp_path, 2)
+    assert codes == [0, 0], errors
     one, two = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     assert one["parameters"] == two["parameters"]
     options = {**OPTIONS, "per_device_train_batch_size": 8, "per_device_eval_batch_size": 4}

@@ -46,7 +46,7 @@ def test_the_second_split_is_measured_as_it_is(tmp_path, unit):
 
 def test_a_lead_on_the_first_split_only_is_said_once(tmp_path, caplog):
     """The target counts up; the second split counts down, and so gets worse while the target gets better."""
-    options = {"max_steps": 14}
+    options = {"max_steps": 9}
     with caplog.at_level(logging.WARNING, logger=LOGGER):
         trainer(tmp_path, options=options, watch_dataset=data(4, 8, step=1), watch_every=1).train()
         assert "watch_dataset" not in caplog.text

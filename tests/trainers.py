@@ -1,5 +1,9 @@
 """Small models, data and trainers that the tests of the trainer's mixin share."""
 
+import multiprocessing
+import traceback
+from pathlib import Path
+
 import torch
 from ftw_torch.losses import label_losses
 from ftw_torch.trainer import FilterThenWeightTrainer
@@ -124,3 +128,29 @@ def opposite():
     train = [{"x": [1.0, 1.0 + i], "labels": -1.0} for i in range(8)]
     target = [{"x": [1.0, 1.0], "labels": 1.0} for _ in range(4)]
     return Line(), train, target
+
+
+def processes(job, folder, world):
+    """Run ``job(folder, rank)`` in fresh processes; return their exit codes and what they raised.
+
+    They are forked from one that has imported the trainer, and so do not import it again.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["ftw_torch.trainer", "transformers.trainer"])
+    started = [context.Process(target=told, args=(job, folder, rank)) for rank in range(world)]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(timeout=120)
+        process.kill()
+    errors = [path.read_text() for path in sorted(Path(folder).glob("*.error"))]
+    return [process.exitcode for process in started], "\n".join(errors)
+
+
+def told(job, folder, rank):
+    torch.set_num_threads(1)
+    try:
+        job(folder, rank)
+    except BaseException:
+        Path(folder, f"{rank}.error").write_text(traceback.format_exc())
+        raise
