@@ -132,9 +132,10 @@ class FilterThenWeightMixin(_Base):
         self._ftw_selector: FilterThenWeight | None = None
         if splits:
             args, kwargs, restore = offer(super().__init__, args, kwargs, splits)
-        super().__init__(*args, **kwargs)
-        if splits:
+            super().__init__(*args, **kwargs)
             splits, self.eval_dataset = restore(self.eval_dataset)
+        else:
+            super().__init__(*args, **kwargs)
         target = splits.get("target")
         self._ftw_target = None if target is None else TargetBatches(target, target_refresh)
         self._ftw_watch = WatchedSplit(splits["watch"], watch_every) if "watch" in splits else None
