@@ -141,8 +141,7 @@ def _add(total: Tensor | None, record: Record, chosen: list[tuple[int, float]]) 
         return total
     b: Any = record.grads if isinstance(record, Dense) else record.output_grads
     wide = torch.promote_types(b.dtype, torch.float32)
-    if total is None:
-        total = torch.zeros(record.shape, dtype=wide, device=b.device)
+    total = torch.zeros(record.shape, dtype=wide, device=b.device) if total is None else total
     if isinstance(record, Dense):
         for i, w in chosen:
             total.add_(b[i], alpha=w)

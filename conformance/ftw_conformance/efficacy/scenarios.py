@@ -22,7 +22,8 @@ class Scenario(NamedTuple):
     def build(self, seed: int, steps: int | None = None) -> Task:
         """Return the task of a seed."""
         kind: Callable[..., Task] = tasks_digits.Digits if self.task == "digits" else tasks_text.Text
-        return kind(seed, **self.options, **({} if steps is None else {"steps": steps}))
+        options: dict[str, Any] = dict(self.options) if steps is None else {**self.options, "steps": steps}
+        return kind(seed, **options)
 
 
 def _digits(words: str, **options: Any) -> Scenario:
