@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 
 from ._items import REDUCTIONS, Held, Item, Known, bind

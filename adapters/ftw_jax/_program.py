@@ -24,6 +24,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Literal
 

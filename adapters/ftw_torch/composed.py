@@ -121,7 +121,10 @@ def multi_head_attention(
                 q, k, v = (F.linear(x, w, b) for x, w, b in zip((query, key, value), weights, biases, strict=True))
         else:
             biases = (None, None, None) if in_proj_bias is None else in_proj_bias.chunk(3)
-            weights = (q_proj_weight, k_proj_weight, v_proj_weight)  # type: ignore[assignment]
+            assert q_proj_weight is not None
+            assert k_proj_weight is not None
+            assert v_proj_weight is not None
+            weights = (q_proj_weight, k_proj_weight, v_proj_weight)
             q, k, v = (F.linear(x, w, b) for x, w, b in zip((query, key, value), weights, biases, strict=True))
         t, n, d = q.shape
         q, k, v = (x.reshape(x.shape[0], n, num_heads, -1).permute(1, 2, 0, 3) for x in (q, k, v))  # (n, heads, t, d')

@@ -179,9 +179,10 @@ class DistributedFilterThenWeight(FilterThenWeight):
 def refuse_sharded(parameters: Mapping[str, nn.Parameter]) -> None:
     """Raise if a parameter lies in parts on several processes."""
     for name, p in parameters.items():
-        if hasattr(p, "placements"):  # a DTensor, of fully_shard or tensor parallelism
+        placements = getattr(p, "placements", None)  # of a DTensor, from fully_shard or tensor parallelism
+        if placements is not None:
             raise ValueError(
-                f"parameter {name!r} is sharded ({', '.join(map(str, p.placements))} of {tuple(p.shape)}), and the "
+                f"parameter {name!r} is sharded ({', '.join(map(str, placements))} of {tuple(p.shape)}), and the "
                 "records of samples need the whole of it: replicate the model, with DistributedDataParallel or as the "
                 "same plain model on every rank, in place of fully_shard"
             )

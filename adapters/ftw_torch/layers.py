@@ -56,7 +56,7 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Deliver (x, g); return g W."""
         x, weight = ctx.saved_tensors
         ctx.use(x.detach(), g)  # without the history of x, which holds this node: a cycle that is never freed
@@ -156,7 +156,7 @@ class _Embedding(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, g: Tensor) -> tuple[None, ...]:
+    def backward(ctx: Any, g: Tensor) -> tuple[None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Deliver (indices, g)."""
         ctx.use(*ctx.saved_tensors, g)
         return None, None, None, None
@@ -230,7 +230,7 @@ class _LayerNorm(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Deliver (g, normalised x); return x's gradient."""
         x, mean, rstd, weight, bias = ctx.saved_tensors
         ctx.use(g, (x.detach() - mean.detach()) * rstd.detach())
