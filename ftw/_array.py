@@ -28,6 +28,7 @@ __all__ = [
     "lean",
     "leaves",
     "namespace",
+    "numpy_views",
     "put",
     "pytree",
     "quiet",
@@ -36,6 +37,7 @@ __all__ = [
     "segment_sum",
     "solve_positive",
     "submatrix",
+    "torch_views",
     "true_indices",
     "widen",
 ]
@@ -255,6 +257,30 @@ def lean(xp: Any) -> Any:
     numpy = sys.modules.get("numpy")
     own = numpy is not None and compat.is_numpy_namespace(xp) and hasattr(numpy, "cumulative_sum")
     return numpy if own else xp
+
+
+def numpy_views(values: Sequence[Any]) -> tuple[Any, ...] | None:
+    """Return values with PyTorch's CPU tensors as NumPy arrays over the same memory; None if that cannot be.
+
+    Small problems take many small calls, and a call of PyTorch costs several times one of NumPy. It cannot be where
+    something is no CPU tensor, carries a gradient, or has a dtype that NumPy lacks.
+    """
+    tensors = [x for x in values if compat.is_torch_array(x)]
+    if not tensors:
+        return None
+    torch = sys.modules["torch"]
+    plain = (torch.float32, torch.float64)
+    if type(tensors[0]) is not torch.Tensor or any(
+        x.device.type != "cpu" or x.requires_grad or x.dtype not in plain or type(x) is not torch.Tensor
+        for x in tensors
+    ):
+        return None
+    return tuple(x.numpy() if compat.is_torch_array(x) else x for x in values)
+
+
+def torch_views(values: Sequence[Any]) -> tuple[Any, ...]:
+    """Return NumPy's arrays and scalars as PyTorch's tensors, the way back from `numpy_views`."""
+    return tuple(map(sys.modules["torch"].as_tensor, values))
 
 
 def solve_positive(xp: Any, A: Any, B: Any) -> Any:

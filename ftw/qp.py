@@ -133,6 +133,12 @@ def solve_qp(
     array([1., 0., 0.])
     """
     xp, K, c, limits, ridge, tol, start = _checked(gram, linear, constraint, ridge, tol, max_steps, start)
+    views = _array.numpy_views((K, c, *limits, ridge, tol, start))
+    if views is not None:
+        K, c, *bounds, ridge, tol, start = views
+        xp, limits = _array.lean(_array.namespace(K)), type(limits)(*bounds)
+        found = _solution(K, c, limits, ridge, tol, start, xp=xp, max_steps=max_steps, polish=_polish)
+        return QPSolution(*_array.torch_views(found))
     run = _loops.compiled(_solution, ("xp", "max_steps", "polish"), c)
     return QPSolution(*run(K, c, limits, ridge, tol, start, xp=xp, max_steps=max_steps, polish=_polish))
 
