@@ -85,7 +85,9 @@ class FilterThenWeight:
         ``filter``, ``weight``, ``constraint``, ``ridge``, ``guard`` and ``solver`` of `ftw.filter_then_weight`. The
         default solver is the compiled one of ``ftw_reference`` where that is installed.
 
-    Notes ----- The arithmetic, in plain training steps over the pool of N with V targets: ``1 + V/N + keep/(3N)``,
+    Notes
+    -----
+    The arithmetic, in plain training steps over the pool of N with V targets: ``1 + V/N + keep/(3N)``,
     and ``shortlist/(3N)`` more for the exact Gram matrix; where sequences are longer than layers are wide, about ``1
     + V/N`` for both (``docs/cost.md`` has what was measured). Two extra buffers the size of the parameters (g_T and
     the diagonal of P), and the records of the pool: for each layer its inputs, which autograd keeps anyway, and
