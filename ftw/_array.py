@@ -270,7 +270,7 @@ def numpy_views(values: Sequence[Any]) -> tuple[Any, ...] | None:
         return None
     torch = sys.modules["torch"]
     plain = (torch.float32, torch.float64)
-    if type(tensors[0]) is not torch.Tensor or any(
+    if any(
         x.device.type != "cpu" or x.requires_grad or x.dtype not in plain or type(x) is not torch.Tensor
         for x in tensors
     ):

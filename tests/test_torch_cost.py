@@ -90,6 +90,25 @@ def test_the_second_pass_applies_the_masks_that_were_scored(way, micro_batch):
     same(answer(model, pool, target, micro_batch=micro_batch, mode="two_pass", **way), one)
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("mode", ["one_pass", "two_pass"])
+def test_a_refused_sample_does_not_reach_the_update(mode, dropout):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 8), nn.Dropout(dropout), nn.GELU(), nn.Linear(8, 3)).double().train()
+    x, y = torch.randn(10, 5).double(), torch.randint(0, 3, (10,))
+    target = torch.randn(4, 5).double(), torch.randint(0, 3, (4,))
+    x[3] = torch.nan
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+
+    def loss(model, batch):
+        return F.cross_entropy(model(batch[0]), batch[1], reduction="none")
+
+    selector = FilterThenWeight(model, optimizer, loss, keep=4, mode=mode, on_nonfinite="drop")
+    selection = selector.backward((x, y), target)
+    assert 3 not in selection.indices.tolist()
+    assert all(bool(torch.isfinite(p.grad).all()) for p in model.parameters())
+
+
 @pytest.mark.parametrize("way", WAYS[:2])
 def test_a_budget_turns_one_pass_into_two(way, caplog):
     model = gpt()
@@ -220,7 +239,7 @@ def test_the_smaller_of_factors_and_gradients_is_kept():
     few, many = (OuterProduct(torch.ones(2, t, 8), torch.ones(2, t, 8)) for t in (3, 4))
     assert not worth_writing(few)
     assert worth_writing(many)
-    assert isinstance(Stream({"p": torch.ones(8, 8)}, {"p": ftw.Scale(1.0)}, 2)("p", many), Dense)
+    assert isinstance(Stream({"p": torch.ones(8, 8)}, {"p": ftw.Scale(1.0)})("p", many), Dense)
     half = OuterProduct(many.inputs.bfloat16(), many.output_grads.bfloat16())
     assert not worth_writing(half)
     assert written(half).grads.dtype == torch.float32

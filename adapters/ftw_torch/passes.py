@@ -88,18 +88,16 @@ class Passes:
         batch: Any,
         what: str,
         weights: Tensor | float,
-        rows: Tensor | None = None,
         total: dict[str, Tensor] | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the losses (n,) of a batch, and ``sum_i w_i g_i`` by plain autograd, added to a total.
 
-        ``rows`` says which samples the weights belong to; the others do not enter. Parameters that are not used are
-        missing.
+        Parameters that are not used are missing.
         """
         total = {} if total is None else total
         with torch.enable_grad():
             losses = self.losses(batch, batches.size(batch, what), what)
-            share = ((losses if rows is None else losses[rows]) * weights).sum()
+            share = (losses * weights).sum()
             share = share if self.scale is None else share * self.scale.to(share.dtype)
         grads = gradients(share, list(parameters.values()), reentrant=has_reentrant([share]))
         for (name, _), g in zip(parameters.items(), grads, strict=True):

@@ -267,12 +267,12 @@ class FilterThenWeight:
             asked = self._go_on(n)  # the guard's means come from the Gram matrix where no records are
         return Plan(asked, keep, self.micro_batch, self.score_rank, budget)
 
-    def _go_on(self, n: int, keep: int | None = None) -> int:
+    def _go_on(self, n: int) -> int:
         """Return the length of the shortlist, or raise what is wrong with the options."""
         o = self.options
         return check_options(
             n,
-            self.keep if keep is None else keep,
+            self.keep,
             o.get("filter", "matching"),
             o.get("weight", "qp"),
             o.get("constraint", Simplex()),
@@ -281,12 +281,12 @@ class FilterThenWeight:
             o.get("guard", 0.3),
         )
 
-    def _asks(self, n: int, keep: int | None = None) -> int:
+    def _asks(self, n: int) -> int:
         """Return how many of the best by score the choice will ask the Gram matrix of."""
-        go_on = self._go_on(n, keep)
+        go_on = self._go_on(n)
         if self.options.get("filter", "matching") != "top_k":
             return go_on
-        return (self.keep if keep is None else keep) if self.options.get("weight", "qp") == "qp" else 0
+        return self.keep if self.options.get("weight", "qp") == "qp" else 0
 
     def _decide(
         self, walk: Walk, goal: Target, operators: dict[str, Operator], *, compose: bool

@@ -35,10 +35,8 @@ class Stream:
         g_T.
     operators : mapping of str to operator
         P.
-    samples : int
-        In this piece.
     shortlist : int
-        How many of them the Gram matrix is for; 0 if none is asked for.
+        How many samples the Gram matrix is for; 0 if none is asked for.
     whole : bool
         Whether this piece is the whole pool, so that its Gram matrix can be added up at once.
     keep : bool
@@ -55,7 +53,6 @@ class Stream:
         self,
         target: Mapping[str, Tensor],
         operators: Mapping[str, Operator],
-        samples: int,
         *,
         shortlist: int = 0,
         whole: bool = True,
@@ -64,7 +61,7 @@ class Stream:
         rank: int | None = None,
         budget: int | None = None,
     ) -> None:
-        self.target, self.operators, self.samples = target, operators, samples
+        self.target, self.operators = target, operators
         self.shortlist, self.whole, self.keep = shortlist, whole, keep
         self.several = set() if several is None else several
         self.rank, self.budget = rank, budget

@@ -60,9 +60,7 @@ def target_of(
         for name, p in parameters.items()
     }
     every = torch.cat(losses)  # (m,)
-    if (
-        every.device.type == "cpu" and what == "target"
-    ):  # elsewhere a look would wait for the device: it is taken together with the pool's
+    if every.device.type == "cpu" and what == "target":  # elsewhere looking waits: done together with the pool's
         refuse_nonfinite(every, None, "target")
     return Target(mean, every, pool)
 

@@ -22,6 +22,7 @@ from ftw.geometry import Operator
 from ftw.gradients import Record
 
 from . import batches
+from .capture import Sink
 from .passes import Passes, Randomness, as_seen
 from .pool import Pool, inner
 from .stream import Stream
@@ -83,7 +84,6 @@ class Walk:
             self.losses, self.pool = captured
             direction: dict[str, Any] = {name: operators[name].apply(g) for name, g in target.items()}
             self.scores = self.unscaled(self.pool.scores(direction))
-            self.used = self.pool.used
             return
         if not self._first():  # a parameter was forgotten and then used again: now it is known
             self._first(again=True)
@@ -91,11 +91,10 @@ class Walk:
     def _first(self, *, again: bool = False) -> bool:
         """Walk the pool; return False if that must be done again."""
         losses, scores, pieces, grams, left = [], [], [], {}, self.plan.budget
-        for i, (batch, size) in enumerate(zip(self.batches, self.sizes, strict=True)):
+        for i, batch in enumerate(self.batches):
             stream = Stream(
                 self.target,
                 self.operators,
-                size,
                 shortlist=self.plan.shortlist,
                 whole=len(self.sizes) == 1,
                 keep=self.kept,
@@ -124,7 +123,6 @@ class Walk:
             grams = stream.grams
         self.losses, self.scores = torch.cat(losses), self.unscaled(torch.cat(scores))  # (n,), (n,)
         self.pool = Pool(self.parameters, pieces, self.sizes, grams)
-        self.used = self.pool.used
         return True
 
     # ------------------------------------------------------------------------------------------------------------------
@@ -164,18 +162,11 @@ class Walk:
     # The second pass
 
     def _second(self, chosen: list[tuple[int, float]]) -> dict[str, Tensor]:
-        """Return the gradient of those chosen by plain autograd."""
+        """Return the gradient of those chosen, by plain autograd where nothing is drawn at random."""
+        if self.randomness.used:  # masks are drawn for whole pieces, of which those chosen are kept
+            places, pool = self._captured([i for i, _ in chosen])
+            return pool.combine([places.index(i) for i, _ in chosen], [w for _, w in chosen])
         total: dict[str, Tensor] = {}
-        if self.randomness.used:  # masks are drawn for whole pieces
-            for i, here in self._by_piece([i for i, _ in chosen]):
-                weights = [dict(chosen)[j] for j in here]
-                start = sum(self.sizes[:i])
-                rows = self._index([j - start for j in here])
-                with self.randomness.again(i):
-                    self.passes.gradient(
-                        self.parameters, self.batches[i], "pool", self._weights(weights), rows=rows, total=total
-                    )
-            return as_seen(total)
         step = self.plan.micro_batch or len(chosen)
         for start in range(0, len(chosen), max(step, 1)):
             part = chosen[start : start + step]
@@ -195,9 +186,7 @@ class Walk:
             rows = self._index([j - start for j in here])
             if self.randomness.used:
                 with self.randomness.again(i):
-                    _, records = self.passes.capture(self.parameters, self.batches[i], "pool")
-                xp = arrays.namespace(rows)
-                records = {name: record.take(xp, rows) for name, record in records.items()}
+                    _, records = self.passes.capture(self.parameters, self.batches[i], "pool", sink=_taking(rows))
             else:
                 _, records = self.passes.capture(self.parameters, batches.take(self.batches[i], rows), "pool")
             found.append(records)
@@ -215,8 +204,14 @@ class Walk:
                 out.append((i, here))
         return out
 
-    def _index(self, places: Sequence[int], like: Tensor | None = None) -> Tensor:
-        return torch.tensor(places, dtype=torch.int64, device=(self.losses if like is None else like).device)
+    def _index(self, places: Sequence[int]) -> Tensor:
+        return torch.tensor(places, dtype=torch.int64, device=self.losses.device)
 
     def _weights(self, weights: Sequence[float]) -> Tensor:
         return torch.tensor(weights, dtype=self.losses.dtype, device=self.losses.device)
+
+
+def _taking(rows: Tensor) -> Sink:
+    """Return a sink that keeps the records of some samples."""
+    xp = arrays.namespace(rows)
+    return lambda name, record: record.take(xp, rows)
