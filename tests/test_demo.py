@@ -11,15 +11,15 @@ pytest.importorskip("torch")
 import torch
 from ftw_torch import _demo_model, demo
 
-from ftw import report
+from ftw import _demo, report
 
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
     """Pretrain for 30 steps, measure on 16 samples."""
-    pretrain = demo.pretrain
-    monkeypatch.setattr(demo, "pretrain", lambda corpus, steps: pretrain(corpus, 30))
-    monkeypatch.setattr(demo, "TESTS", 16)
+    pretrain = demo.Framework.pretrain
+    monkeypatch.setattr(demo.Framework, "pretrain", lambda self, corpus, steps: pretrain(self, corpus, 30))
+    monkeypatch.setattr(_demo, "TESTS", 16)
 
 
 def run(tmp_path, *more):

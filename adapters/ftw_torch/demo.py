@@ -1,267 +1,105 @@
-"""See it work: ``python -m ftw_torch.demo``.
-
-A small byte-level GPT is pretrained on library source, encodings tables and Unicode names. Then it should learn
-English prose, given 24 samples of it as the target and a polluted stream: of the 64 samples that arrive at each step,
-10 % are prose, 25 % have their bytes shuffled, 20 % are copies, the rest is more of what it knows already. Four of them
-are trained on. Which four? At random; the four best by ``<g_i, P g_T>``; or by Filter-then-Weight. What counts is the
-loss on prose that occurs nowhere else. All the text is part of Python itself; ``--pool`` and ``--target`` take yours.
-"""
+"""See it work: ``python -m ftw_torch.demo``, the demo of ``ftw._demo`` in PyTorch."""
 
 from __future__ import annotations
 
-import argparse
 import copy
-import platform
 import random
 import sys
-import tempfile
-import time
-from collections import Counter
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
 import ftw
-from ftw import _corpus as corpora
-from ftw import report
+from ftw import _demo
+from ftw._corpus import Corpus, Sample
 from ftw_torch import FilterThenWeight
-from ftw_torch._demo_model import GPT, Batch, batch_of, per_sample_loss
+from ftw_torch._demo_model import GPT, batch_of, per_sample_loss
 
 __all__ = ["main"]
 
-LENGTH = 65  # bytes in a sample
-TARGETS = 24  # target samples
-TESTS = 128  # test samples
-SHARES = {"domain": 0.10, "shuffled": 0.25, "copied": 0.20}  # of a pool
-RANDOM, TOP_K, METHOD = "random", "top-k", "Filter-then-Weight"
 
+class Learner:
+    """A run from a copy of the pretrained model."""
 
-def pretrain(corpus: corpora.Corpus, steps: int) -> GPT:
-    """Return a model that knows the rest."""
-    torch.manual_seed(0)
-    rng = random.Random(0)
-    model = GPT(LENGTH - 1)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=steps)
-    with tqdm(range(steps), desc="pretraining", unit="step", dynamic_ncols=True) as bar:
-        for _ in bar:
-            loss = per_sample_loss(model, batch_of(rng.sample(corpus.pretrain, 32))).mean()
-            optimizer.zero_grad()
+    def __init__(self, start: GPT, method: str, keep: int, seed: int) -> None:
+        self.model = copy.deepcopy(start)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-3)
+        self.keep, self.rng = keep, random.Random(seed)
+        self.selector: FilterThenWeight | None = None
+        if method != _demo.RANDOM:
+            top_k: dict[str, Any] = {"filter": "top_k", "weight": "uniform", "guard": 0.0}
+            options = top_k if method == _demo.TOP_K else {}
+            self.selector = FilterThenWeight(self.model, self.optimizer, per_sample_loss, keep=keep, **options)
+
+    def choose(self, pool: Sequence[Sample], target: Sequence[Sample]) -> dict[str, Any]:
+        """Fill ``.grad`` with the gradient of the samples the method picks."""
+        self.optimizer.zero_grad()
+        if self.selector is None:
+            keep = self.keep
+            indices = self.rng.sample(range(len(pool)), keep)
+            loss = per_sample_loss(self.model, batch_of([pool[i] for i in indices])).mean()
             torch.autograd.backward(loss)
-            optimizer.step()
-            schedule.step()
-            bar.set_postfix(loss=f"{loss.item():.3f}")
-    return model
-
-
-def chooser(
-    method: str, model: GPT, optimizer: torch.optim.Optimizer, keep: int, seed: int
-) -> Callable[[Batch, Batch], dict[str, Any]]:
-    """Return what stands in place of ``loss.backward()``: it fills ``.grad`` and says what it chose."""
-    if method == RANDOM:
-        rng = random.Random(seed)
-
-        def choose(pool: Batch, target: Batch) -> dict[str, Any]:
-            indices = rng.sample(range(pool[0].shape[0]), keep)
-            losses = per_sample_loss(model, (pool[0][indices], pool[1][indices]))
-            torch.autograd.backward(losses.mean())
-            return {
-                "indices": indices,
-                "weights": [1 / keep] * keep,
-                "loss": losses.mean().item(),
-                "effective_size": keep,
-            }
-
-        return choose
-
-    options: dict[str, Any] = {"filter": "top_k", "weight": "uniform", "guard": 0.0} if method == TOP_K else {}
-    selector = FilterThenWeight(model, optimizer, per_sample_loss, keep=keep, **options)
-
-    def select(pool: Batch, target: Batch) -> dict[str, Any]:
-        selection = selector.backward(pool, target)
+            return {"indices": indices, "weights": [1 / keep] * keep, "loss": loss.item(), "effective_size": keep}
+        selection = self.selector.backward(batch_of(pool), batch_of(target))
         fields = {n: getattr(selection, n) for n in ("match", "effective_size", "shrinkage", "target_loss", "status")}
         indices, weights = selection.indices.tolist(), selection.weights.tolist()
-        loss = sum(w * selection.losses[i].item() for i, w in zip(indices, weights, strict=True))
-        return {**fields, "indices": indices, "weights": weights, "scores": selection.scores.tolist(), "loss": loss}
+        value = sum(w * selection.losses[i].item() for i, w in zip(indices, weights, strict=True))
+        return {**fields, "indices": indices, "weights": weights, "scores": selection.scores.tolist(), "loss": value}
 
-    return select
+    def update(self) -> None:
+        """Take the optimizer's step."""
+        self.optimizer.step()
 
-
-def adapt(
-    start: GPT,
-    method: str,
-    seed: int,
-    stream: corpora.Stream,
-    test: Batch,
-    recorder: report.Recorder,
-    options: argparse.Namespace,
-    bar: Any,
-) -> None:
-    """Adapt a copy of the model for some steps, and record them."""
-    model = copy.deepcopy(start)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    choose = chooser(method, model, optimizer, options.keep, seed)
-    target = batch_of(stream.target(TARGETS))
-    run = f"{method}, seed {seed}"
-    recorder.run(run, method=method, seed=seed)
-    recorder.step(run, 0, test_loss=evaluate(model, test))
-    bar.set_description(run)
-    for step in range(1, options.steps + 1):
-        samples = stream.pool(step)
-        began = time.perf_counter()
-        optimizer.zero_grad()
-        chosen = choose(batch_of(samples), target)
-        selected = time.perf_counter()
-        optimizer.step()
-        ended = time.perf_counter()
-        columns: dict[str, Any] = {"source": [sample.source for sample in samples]}
-        if seed == 0:
-            columns["text"] = [sample.text for sample in samples]
-        indices, weights, scores = chosen.pop("indices"), chosen.pop("weights"), chosen.pop("scores", None)
-        if scores is not None:
-            columns["score"] = scores
-            passed = {s.text: i for i, s in enumerate(samples) if s.text not in {samples[j].text for j in indices}}
-            others = sorted(passed.values(), key=lambda i: -scores[i])  # copies once
-            chosen["refused"] = report.describe([*others[:2], *others[2:][-2:]], **columns)
-        if step % max(1, options.steps // 12) == 0 or step == options.steps:
-            chosen["test_loss"] = evaluate(model, test)
-            bar.set_postfix(test_loss=f"{chosen['test_loss']:.3f}")
-        recorder.step(
-            run,
-            step,
-            picked=report.describe(indices, weights, **columns),
-            pool=Counter(columns["source"]),
-            seconds={"gradient": selected - began, "update": ended - selected},
-            **chosen,
-        )
-        bar.update()
+    @torch.no_grad()
+    def evaluate(self, samples: Sequence[Sample]) -> float:
+        """Return the mean loss."""
+        return per_sample_loss(self.model, batch_of(samples)).mean().item()
 
 
-@torch.no_grad()
-def evaluate(model: GPT, batch: Batch) -> float:
-    """Return the mean loss over a batch."""
-    return per_sample_loss(model, batch).mean().item()
+class Framework:
+    """What PyTorch brings to the demo."""
 
+    versions = f"torch {torch.__version__}, ftw {ftw.__version__}"
 
-def read_corpus(options: argparse.Namespace) -> corpora.Corpus:
-    """Return the text of the options, and say what of it is skipped."""
-    texts: list[dict[str, bytes] | None] = []
-    for paths in (options.pool, options.target):
-        found, skipped = corpora.read_files(paths) if paths else (None, [])
-        texts.append(found)
-        for path, reason in skipped[:20]:
-            print(f"skipped {path}: {reason}", file=sys.stderr)
-        if len(skipped) > 20:
-            print(f"skipped {len(skipped) - 20} more", file=sys.stderr)
-    return corpora.load(LENGTH, rest=texts[0], domain=texts[1])
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        self.model = GPT(_demo.LENGTH - 1)
 
+    def progress(self, **options: Any) -> Any:
+        """Return a progress bar."""
+        return tqdm(**options)
 
-def arguments(given: Sequence[str] | None) -> argparse.Namespace:
-    """Return the options of the command line."""
-    parser = argparse.ArgumentParser(prog="python -m ftw_torch.demo", description=(__doc__ or "").split("\n\n")[1])
-    add = parser.add_argument
-    add("--pool", nargs="+", metavar="PATH", help="text files and folders: what to pretrain on and to pick from")
-    add("--target", nargs="+", metavar="PATH", help="text files and folders: what to learn")
-    add("--as-is", action="store_true", help="leave the pool as it is: nothing hidden, shuffled or copied in it")
-    add("--seeds", type=int, metavar="N", help="runs of each method (default: 5)")
-    add("--steps", type=int, metavar="N", help="steps of a run (default: 60)")
-    add("--keep", type=int, default=4, metavar="K", help="samples trained on in a step (default: 4)")
-    add("--pool-size", type=int, default=64, metavar="N", help="samples that arrive at a step (default: 64)")
-    add("--output", type=Path, default=Path("demo.html"), metavar="PAGE", help="the page (default: demo.html)")
-    add("--record", type=Path, metavar="FILE", help="keep the record of the runs, JSON lines, in this file")
-    add("--quick", action="store_true", help="2 seeds, 20 steps, less pretraining: does it run at all?")
-    options = parser.parse_args(given)
-    options.seeds = options.seeds if options.seeds is not None else 2 if options.quick else 5
-    options.steps = options.steps if options.steps is not None else 20 if options.quick else 60
-    for name in ("seeds", "steps", "keep", "pool_size"):
-        if getattr(options, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} must be at least 1")
-    if options.keep > options.pool_size:
-        parser.error(f"--keep {options.keep} is more than --pool-size {options.pool_size}")
-    if not options.output.parent.is_dir():
-        parser.error(f"--output: there is no folder {options.output.parent}")
-    return options
+    def pretrain(self, corpus: Corpus, steps: int) -> int:
+        """Train the model that all runs start from; returns its number of parameters."""
+        rng = random.Random(0)
+        optimizer = torch.optim.AdamW(self.model.parameters(), lr=3e-3)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=steps)
+        with tqdm(range(steps), desc="pretraining", unit="step", dynamic_ncols=True) as bar:
+            for _ in bar:
+                loss = per_sample_loss(self.model, batch_of(rng.sample(corpus.pretrain, 32))).mean()
+                optimizer.zero_grad()
+                torch.autograd.backward(loss)
+                optimizer.step()
+                schedule.step()
+                bar.set_postfix(loss=f"{loss.item():.3f}")
+        return sum(p.numel() for p in self.model.parameters())
 
-
-def setup(options: argparse.Namespace, corpus: corpora.Corpus, model: GPT, shares: dict[str, float]) -> dict[str, Any]:
-    """Return the header of the record: what was done, in words and figures."""
-    count, size = sum(p.numel() for p in model.parameters()), options.pool_size
-    parts = [f"{share:.0%} {what}" for what, share in shares.items() if share]
-    return {
-        "title": f"Learning {corpus.domain} from a {'stream as it is' if options.as_is else 'polluted stream'}",
-        "note": (
-            f"A byte-level GPT that was pretrained on {', '.join(corpus.sources)} learns {corpus.domain}. At each step "
-            f"{size} samples arrive and {options.keep} are trained on. Each method picks them in its own way; pools, "
-            "targets and the model at the start are the same for all, seed by seed. What counts is the loss on text "
-            "that occurs nowhere else."
-        ),
-        "highlight": METHOD,
-        "domain": None if options.as_is else corpus.domain,
-        "model": f"{count:,} parameters, samples of {LENGTH - 1} bytes",
-        "optimizer": "AdamW, learning rate 1e-3",
-        "stream": f"pools of {size}: {', '.join([*parts, 'the rest ' + ', '.join(corpus.sources)])}",
-        "target": f"{min(TARGETS, len(corpus.target))} samples a seed",
-        "test": f"{min(TESTS, len(corpus.test))} samples, the same for all",
-        "runs": f"{options.seeds} seeds of {options.steps} steps, {options.keep} samples trained on in each",
-        "versions": f"Python {platform.python_version()}, torch {torch.__version__}, ftw {ftw.__version__}",
-    }
-
-
-def run(options: argparse.Namespace, corpus: corpora.Corpus, path: Path) -> report.Record:
-    """Pretrain once, adapt with each method and seed, and return the record."""
-    test = batch_of(random.Random(0).sample(corpus.test, min(TESTS, len(corpus.test))))
-    model = pretrain(corpus, 120 if options.quick else 400)
-    shares = dict.fromkeys(SHARES, 0.0) if options.as_is else SHARES
-    domain, shuffled, copied = shares.values()
-    methods = (RANDOM, TOP_K, METHOD)
-    total = options.seeds * len(methods) * options.steps
-    header = setup(options, corpus, model, shares)
-    with (
-        report.Recorder(path, text=True, fresh=True, **header) as recorder,
-        tqdm(total=total, unit="step", dynamic_ncols=True) as bar,
-    ):
-        for seed in range(options.seeds):
-            stream = corpora.Stream(
-                corpus, options.pool_size, seed=seed, domain=domain, shuffled=shuffled, copied=copied
-            )
-            for method in methods:
-                adapt(model, method, seed, stream, test, recorder, options, bar)
-        bar.set_description("adapted")
-    return report.read(path)
+    def learner(self, method: str, seed: int, *, keep: int, pool: int, target: int) -> Learner:
+        """Return a new run from there."""
+        del pool, target
+        return Learner(self.model, method, keep, seed)
 
 
 def main(given: Sequence[str] | None = None) -> int:
-    """Run the demo."""
-    options = arguments(given)
-    began = time.perf_counter()
+    """Run the demo, on one thread: the matrices are small, and results do not depend on the machine's cores."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the matrices are small; and results do not depend on the machine's cores
+    torch.set_num_threads(1)
     try:
-        corpus = read_corpus(options)
-        with tempfile.TemporaryDirectory() as folder:
-            record = run(options, corpus, options.record or Path(folder, "demo.jsonl"))
-        report.write(record, options.output)
-    except (OSError, corpora.TextError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return _demo.main(Framework(), given, "python -m ftw_torch.demo")
     finally:
         torch.set_num_threads(threads)
-    print(f"\nLoss on {corpus.domain} that occurs nowhere else; {options.seeds} seeds of {options.steps} steps")
-    print_table(report.table(record))
-    print(f"\nThe curves, what was picked and what was refused: {options.output}")
-    print(f"{time.perf_counter() - began:.0f} seconds in all")
-    return 0
-
-
-def print_table(rows: list[list[str]]) -> None:
-    """Print rows of text in columns, the first to the left."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        first, *others = (cell.rjust(width) for cell, width in zip(row, widths, strict=True))
-        print("  ".join([row[0].ljust(len(first)), *others]).rstrip())
 
 
 if __name__ == "__main__":
