@@ -1,86 +1,10 @@
 """Two processes choose what one would choose from both pools."""
 
-import datetime
-import functools
-import os
-import re
-import socket
-import traceback
-
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
-import torch_models as models
 from ftw_torch import FilterThenWeight
 from ftw_torch.distributed import DistributedFilterThenWeight
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-
-WORLD = 2
-
-
-def work(rank, port, job, results):
-    torch.set_num_threads(1)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    dist.init_process_group("gloo", rank=rank, world_size=WORLD, timeout=datetime.timedelta(seconds=60))
-    try:
-        results[rank] = job(rank)
-    except Exception as error:
-        results[rank] = f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
-    finally:
-        dist.destroy_process_group()
-
-
-def run(job):
-    """Return what ``job(rank)`` gives on each of two processes."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    with mp.Manager() as manager:
-        results = manager.dict()
-        context = mp.spawn(work, (port, job, results), nprocs=WORLD, join=False)
-        assert context is not None
-        for _ in range(12):
-            if context.join(timeout=10):
-                break
-        else:
-            for process in context.processes:
-                process.kill()
-            raise AssertionError("a process hangs")
-        return [results[rank] for rank in range(WORLD)]
-
-
-def case(kind):
-    torch.manual_seed(0)
-    if kind == "gpt":
-        model, loss = models.GPT().double(), models.lm_loss
-        pool, target = torch.randint(0, 11, (12, 6)), torch.randint(0, 11, (4, 6))
-    else:
-        model, loss = models.mlp().double(), models.classifier_loss
-        pool = torch.randn(12, 5, dtype=torch.float64), torch.randint(0, 3, (12,))
-        target = torch.randn(4, 5, dtype=torch.float64), torch.randint(0, 3, (4,))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    loss(model, pool).mean().backward()
-    optimizer.step()
-    optimizer.zero_grad()
-    return model, optimizer, loss, pool, target
-
-
-def part(batch, start, stop):
-    if isinstance(batch, tuple):
-        return tuple(x[start:stop] for x in batch)
-    return batch[start:stop]
-
-
-def told(selection, model, selector=None):
-    grads = [None if p.grad is None else p.grad.tolist() for p in model.parameters()]
-    out = {"grads": grads, **{name: getattr(selection, name).tolist() for name in ("indices", "weights", "scores")}}
-    out |= {name: float(getattr(selection, name)) for name in ("match", "shrinkage", "target_loss", "effective_size")}
-    if selector is not None:
-        out["sent"], out["mine"] = dict(selector.sent), [x.tolist() for x in selector.mine(selection)]
-    return out
-
+from ranks import WORLD, case, part, run, told
 
 CASES = [
     ("gpt", 6, {}),
@@ -155,37 +79,21 @@ def fail(rank, where):
     return None
 
 
+def failures(rank):
+    return [fail(rank, where) for where in ("loss", "nan")]
+
+
 def test_a_rank_that_fails_makes_all_raise():
-    found = run(functools.partial(fail, where="loss"))
-    assert found[1] == ("ValueError", "my own fault", True)
-    assert found[0][0] == "RuntimeError"
-    assert "rank 1: ValueError: my own fault" in found[0][1]
-    assert found[0][2]
-
-
-def test_a_sample_that_is_not_finite_is_named_with_its_rank():
-    found = run(functools.partial(fail, where="nan"))
-    for kind, message, clean in found:
+    one, two = run(failures)
+    (kind, message, clean), poisoned = one
+    assert two[0] == ("ValueError", "my own fault", True)
+    assert kind == "RuntimeError"
+    assert "rank 1: ValueError: my own fault" in message
+    assert clean
+    for kind, message, clean in (poisoned, two[1]):  # named with its rank
         assert kind == "FloatingPointError"
         assert "sample 1 of rank 1's pool" in message
         assert clean
-
-
-def shard(rank):
-    """A model whose second half is sharded."""
-    model, _, loss, pool, target = case("mlp")
-    fully_shard(model[-1], mesh=init_device_mesh("cpu", (WORLD,)))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    with pytest.raises(ValueError) as caught:
-        DistributedFilterThenWeight(model, optimizer, loss, keep=4).backward(pool, target)
-    assert all(p.grad is None for p in model.parameters())
-    return str(caught.value)
-
-
-def test_sharded_parameters_are_refused_by_name():
-    for message in run(shard):
-        assert re.match(r"parameter '\w+\.weight' is sharded \(S(hard)?\(.*0\) of \(3, 6\)\)", message), message
-        assert "DistributedDataParallel" in message
 
 
 def test_without_processes():

@@ -8,7 +8,8 @@
     5. update     of every rank's own picks, added up                       one all-reduce of p numbers
 
 n candidates a rank, s on the shortlist, p parameters. A record goes round as its factors, or written out where that is
-smaller. `DistributedFilterThenWeight.sent` counts the bytes of a step. A rank that fails while it captures or scores
+smaller. Where ``fully_shard`` holds parameters in parts, these and the optimizer's state are gathered too
+(``shards.py``). `DistributedFilterThenWeight.sent` counts the bytes of a step. A rank that fails while it captures or scores
 makes all ranks raise; one that dies is noticed by the process group's own timeout.
 """
 
@@ -20,6 +21,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 import ftw
 from ftw import Selection, Status
@@ -32,9 +34,10 @@ from . import batches
 from .audit import audit
 from .capture import Capture, refuse_coupled_layers, trainable
 from .exchange import Exchange, Layouts
-from .optimizers import geometry
+from .optimizers import geometry, unwrap
 from .records import join, seen
 from .selector import FilterThenWeight
+from .shards import cut_as, part_bytes, refuse_offloaded, refuse_sharded, whole
 
 __all__ = ["DistributedFilterThenWeight"]
 
@@ -56,7 +59,9 @@ class DistributedFilterThenWeight(FilterThenWeight):
     ----------
     model, optimizer, per_sample_loss
         As in `FilterThenWeight`; the plain model, not the one that DistributedDataParallel wraps around it. Parameters
-        and the optimizer's state must be the same on all ranks, and whole: those of FSDP are refused.
+        and the optimizer's state must be the same on all ranks: whole, or in the parts of FSDP2's ``fully_shard``. Then
+        the pass gathers the parameters, the state is gathered one parameter at a time, and the update is left in
+        ``.grad`` in parts.
     keep : int
         How many samples to train on, of the pools of all ranks together.
     group : torch.distributed.ProcessGroup, optional
@@ -108,7 +113,7 @@ class DistributedFilterThenWeight(FilterThenWeight):
         with torch.no_grad():
             for name, p in step.parameters.items():
                 if step.layouts.used(name):
-                    g = update[name].reshape(p.shape).to(p.dtype)
+                    g = cut_as(update[name].reshape(p.shape).to(p.dtype), p)
                     p.grad = g if p.grad is None else p.grad.add_(g)
         return selection
 
@@ -124,9 +129,14 @@ class DistributedFilterThenWeight(FilterThenWeight):
     def _step(self, pool: Any, target: Any) -> Step:
         exchange = Exchange(self.group)
         self.sent = exchange.sent
-        parameters = trainable(self.model)
-        refuse_sharded(parameters)
-        local = exchange.together("the pass over its pool", lambda: self._local(parameters, pool, target))
+        with whole(self.model):
+            parameters = trainable(self.model)
+            refuse_sharded(parameters, "tensor parallelism is not supported; use fully_shard or DDP in its place")
+            local = exchange.together("the pass over its pool", lambda: self._local(parameters, pool, target))
+            used = {name: (p.dtype, p.device) for name, p in parameters.items()}
+        parameters = trainable(self.model)  # where they are sharded, the parts again
+        refuse_offloaded(parameters, {name: device for name, (_, device) in used.items()})
+        exchange.count("parameters", sum(part_bytes(p, used[name][0]) for name, p in parameters.items()))
         step = Step(self, exchange, parameters, local)
         self._start, self._size = step.start, len(local.losses)
         return step
@@ -176,18 +186,6 @@ class DistributedFilterThenWeight(FilterThenWeight):
         return losses
 
 
-def refuse_sharded(parameters: Mapping[str, nn.Parameter]) -> None:
-    """Raise if a parameter lies in parts on several processes."""
-    for name, p in parameters.items():
-        placements = getattr(p, "placements", None)  # of a DTensor, from fully_shard or tensor parallelism
-        if placements is not None:
-            raise ValueError(
-                f"parameter {name!r} is sharded ({', '.join(map(str, placements))} of {tuple(p.shape)}), and the "
-                "records of samples need the whole of it: replicate the model, with DistributedDataParallel or as the "
-                "same plain model on every rank, in place of fully_shard"
-            )
-
-
 class Step:
     """One step, from the ranks' own findings on; every rank goes through the same collectives."""
 
@@ -214,20 +212,28 @@ class Step:
             *found, loss = exchange.add([*local.total.values(), loss], "target")
             self.target_loss = loss / targets
             self.goal = {name: g / targets for name, g in zip(local.total, found, strict=True)}
-            self.operators, own, norms = exchange.together("scoring its pool", self._scored)
+            self.operators = self._geometry()
+            own, norms = exchange.together("scoring its pool", self._scored)
             norms = exchange.add([norms], "target")[0]
             self.samples = norms / targets if self.targets > 1 else None
             both = exchange.rows(torch.stack([local.losses.to(own.dtype), own], 1), self.sizes, "scores")
             self.losses, self.scores = both[:, 0], both[:, 1]  # (N,), (N,)
 
-    def _scored(self) -> tuple[dict[str, Operator], Tensor, Tensor]:
-        operators = geometry(self.selector.optimizer, self.parameters, self.goal, damping=self.selector.damping)
+    def _geometry(self) -> dict[str, Operator]:
+        """Return P, the same on every rank: from the same state, or from that of all where it is sharded."""
+        optimizer = unwrap(self.selector.optimizer)
+        for p in self.parameters.values():
+            if hasattr(p, "placements"):
+                self.exchange.count("state", sum(map(part_bytes, tree_leaves([p, optimizer.state.get(p, {})]))))
+        return geometry(optimizer, self.parameters, self.goal, damping=self.selector.damping)
+
+    def _scored(self) -> tuple[Tensor, Tensor]:
         local = self.local
-        own = ftw.scores(local.candidates, self.goal, operators) if len(local.losses) else local.losses
+        own = ftw.scores(local.candidates, self.goal, self.operators) if len(local.losses) else local.losses
         norms = own.new_zeros(())
         if local.samples is not None and len(local.target_losses):
-            norms = squared_norms(local.samples, operators).sum()
-        return operators, own, norms
+            norms = squared_norms(local.samples, self.operators).sum()
+        return own, norms
 
     @torch.no_grad()
     def choice(self) -> Selection:

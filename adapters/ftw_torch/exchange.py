@@ -73,7 +73,7 @@ class Exchange:
         home = flat.device
         flat = flat.to(self.device)
         dist.all_reduce(flat, group=self.group)
-        self._count(flat, what)
+        self.count(what, flat.numel() * flat.element_size())
         pieces = torch.split(flat.to(home), [x.numel() for x in tensors])
         return [piece.reshape(x.shape) for piece, x in zip(pieces, tensors, strict=True)]
 
@@ -92,11 +92,13 @@ class Exchange:
     def _gather(self, own: Tensor, what: str) -> list[Tensor]:
         every = [torch.empty_like(own) for _ in range(self.world)]
         dist.all_gather(every, own.contiguous(), group=self.group)
-        self._count(own, what)
+        self.count(what, own.numel() * own.element_size())
         return every
 
-    def _count(self, x: Tensor, what: str) -> None:
-        self.sent[what] = self.sent.get(what, 0) + x.numel() * x.element_size()
+    def count(self, what: str, size: int) -> None:
+        """Write down bytes that this rank puts into a collective."""
+        if size:
+            self.sent[what] = self.sent.get(what, 0) + size
 
 
 class Layouts:

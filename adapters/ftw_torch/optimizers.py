@@ -18,6 +18,7 @@ from ftw.geometry import Diagonal, Operator, Scale
 from . import outside, readers
 from .readers import Reader, number
 from .records import seen
+from .shards import gathered
 
 __all__ = ["geometry", "linear_update", "register_optimizer"]
 
@@ -81,7 +82,7 @@ def geometry(
         i = found[name]
         group = optimizer.param_groups[i]
         a = None if anticipate is None else anticipate[name].reshape(p.shape)
-        update = read(p, optimizer.state.get(p, {}), group, lr=rates[i], anticipate=a, damping=damping)
+        update = read(*_whole(p, optimizer), group, lr=rates[i], anticipate=a, damping=damping)
         out[name] = _as_seen(name, update.operator, p)
     return out
 
@@ -127,11 +128,10 @@ def linear_update(
     i = _groups(optimizer, {"the parameter": parameter})["the parameter"]
     group = optimizer.param_groups[i]
     return _reader(optimizer)(
-        parameter,
-        optimizer.state.get(parameter, {}),
+        *_whole(parameter, optimizer),
         group,
         lr=number(group["lr"]),
-        anticipate=anticipate,
+        anticipate=gathered(anticipate),
         damping=damping,
     )
 
@@ -143,6 +143,12 @@ def unwrap(optimizer: Any) -> torch.optim.Optimizer:
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(f"expected a torch.optim.Optimizer, got {type(optimizer).__name__}")
     return optimizer
+
+
+def _whole(p: Tensor, optimizer: torch.optim.Optimizer) -> tuple[Tensor, Any]:
+    """Return a parameter and its state; where they lie in parts on several processes, the whole of them."""
+    state = optimizer.state.get(p, {})
+    return (gathered(p), gathered(state)) if hasattr(p, "placements") else (p, state)
 
 
 def _reader(optimizer: torch.optim.Optimizer) -> Reader:

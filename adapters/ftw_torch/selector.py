@@ -34,6 +34,7 @@ from .optimizers import geometry
 from .passes import Passes, uncompiled
 from .precision import Ambient, Overflow, overflowed
 from .products import PoolProducts
+from .shards import refuse_sharded
 from .solver import best_solver
 from .target import Target, refuse_nonfinite, refuse_target, target_of
 from .walk import Plan, Walk
@@ -220,6 +221,7 @@ class FilterThenWeight:
         parameters = trainable(self.model)
         if not parameters:
             raise ValueError("no parameter of the model requires a gradient: there is nothing to train")
+        refuse_sharded(parameters, "use ftw_torch.distributed.DistributedFilterThenWeight")
         refuse_coupled_layers(self.model)
         scale = None
         if self.scaler is not None and self.scaler.is_enabled():
