@@ -94,18 +94,26 @@ def namespace(*arrays: Any, what: str = "arguments") -> Any:
         If they live on several devices.
     """
     found = [a for a in arrays if a is not None and not isinstance(a, (bool, int, float, complex))]
-    try:
-        xp = compat.array_namespace(*found)
-    except TypeError as error:
-        kinds = sorted({f"{type(a).__module__.split('.')[0]}.{type(a).__name__}" for a in found})
-        raise TypeError(
-            f"{what}: expected arrays of one namespace, got {', '.join(kinds) or 'none'}; convert them to one first"
-        ) from error
+    xp = _namespaces.get(type(found[0])) if found else None
+    if xp is None or any(type(a) is not type(found[0]) for a in found):
+        try:
+            xp = compat.array_namespace(*found)
+        except TypeError as error:
+            kinds = sorted({f"{type(a).__module__.split('.')[0]}.{type(a).__name__}" for a in found})
+            raise TypeError(
+                f"{what}: expected arrays of one namespace, got {', '.join(kinds) or 'none'}; convert them to one first"
+            ) from error
+        if all(compat.is_numpy_array(a) or compat.is_torch_array(a) for a in found):
+            _namespaces.update((type(a), xp) for a in found)
     if len(found) > 1 and not compat.is_numpy_namespace(xp) and not any(is_traced(a) for a in found):
-        devices = {str(compat.device(a)) for a in found}
-        if len(devices) > 1:
-            raise ValueError(f"{what}: arrays on several devices {sorted(devices)}; move them to one first")
+        first = compat.device(found[0])
+        if any(compat.device(a) != first for a in found):
+            devices = sorted({str(compat.device(a)) for a in found})
+            raise ValueError(f"{what}: arrays on several devices {devices}; move them to one first")
     return xp
+
+
+_namespaces: dict[type, Any] = {}  # of numpy's and torch's classes: looking them up takes longer than small products
 
 
 def device(x: Any) -> Any:

@@ -167,7 +167,7 @@ def test_the_open_guard_agrees():
 
 def test_modes_are_checked():
     model = gpt()
-    for bad in ({"mode": "three"}, {"memory_budget": 0}, {"score_rank": 1.5}):
+    for bad in ({"mode": "three"}, {"memory_budget": 0}, {"score_rank": 1.5}, {"gram_sketch": 40_000}):
         with pytest.raises(ValueError, match=next(iter(bad))):
             answer(model, tokens(6), tokens(2), **bad)
 
@@ -252,6 +252,34 @@ def test_scores_of_full_rank_are_exact():
     torch.testing.assert_close(answer(model, pool, target, score_rank=24)[0].scores, exact, rtol=1e-6, atol=1e-9)
     rough = answer(model, pool, target, score_rank=4)[0].scores
     assert torch.corrcoef(torch.stack([rough, exact]))[0, 1] > 0.8
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_sketched_gram(tied):
+    """As wrong as its size says, and the same whichever way the pool is walked."""
+    model = gpt(tied=tied)
+    pool, target = tokens(10), tokens(4)
+    seen = []
+
+    def spy(scores, gram, k):
+        seen.append(gram)
+        return ftw.filters.matching(scores, gram, k)
+
+    size = 1024
+    exact = answer(model, pool, target, filter=spy)
+    walks = [{}, {"micro_batch": 3}, {"mode": "two_pass"}, {"mode": "two_pass", "micro_batch": 3}]
+    walks.append({"memory_budget": 30_000})
+    found = [answer(model, pool, target, filter=spy, gram_sketch=size, **walk) for walk in walks]
+    for other in found[1:]:
+        same(other, found[0])
+    K, *sketched = seen[1::2]  # of the second of each answer's two choices
+    assert len(sketched) == len(walks)
+    for other in sketched:
+        torch.testing.assert_close(other, sketched[0])
+    lengths = K.diagonal().sqrt()
+    errors = (sketched[0] - K) / lengths / lengths[:, None] * size**0.5
+    assert 0.2 < errors.square().mean().sqrt() < 2.0  # between coordinates that share a bucket: of the order of one
+    torch.testing.assert_close(found[0][0].scores, exact[0].scores)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -267,6 +267,46 @@ def test_groups_have_their_own_options():
             torch.testing.assert_close(p.detach() - o, change, rtol=2e-4, atol=1e-7)
 
 
+@pytest.mark.parametrize("counted", ["host", "device"])
+@pytest.mark.parametrize("options", RECIPES["Adam"] + RECIPES["AdamW"], ids=str)
+def test_adams_of_all_parameters_together(options, counted, monkeypatch):
+    """The formula written out in float64, for groups, decay, an untouched parameter and steps counted on a device."""
+    if counted == "device":
+        monkeypatch.setattr("ftw_torch.batched_adam.number", lambda x: x)
+    torch.manual_seed(0)
+    ps = {f"p{i}": nn.Parameter(torch.randn(shape)) for i, shape in enumerate([*SHAPES, (4,)])}
+    groups = [{"params": list(ps.values())[:3]}, {"params": list(ps.values())[3:], "lr": 0.3, "betas": (0.5, 0.6)}]
+    optimizer = torch.optim.Adam(groups, **{"lr": 0.02, **options})
+    for _ in range(3):
+        for p in ps.values():
+            p.grad = torch.randn_like(p) if p is not ps["p6"] else torch.zeros_like(p)
+        optimizer.step()
+    if options.get("weight_decay"):
+        optimizer.state[ps["p6"]]["exp_avg_sq"].zero_()
+    goal = {name: torch.randn_like(p) * (name != "p6") for name, p in ps.items()}
+    if options.get("weight_decay") and not options.get("decoupled_weight_decay"):
+        ps["p6"].data.zero_()
+    matrices = {name: g.reshape(g.shape if g.ndim < 3 else (-1, g.shape[2]) if g.ndim == 3 else (g.shape[0], -1))
+                for name, g in goal.items()}  # fmt: skip
+    found = geometry(optimizer, ps, matrices, damping=0.1)
+    assert list(found) == list(ps)
+    for (name, p), i in zip(ps.items(), [0, 0, 0, 1, 1, 1, 1], strict=True):
+        group, state = optimizer.param_groups[i], optimizer.state[p]
+        b1, b2 = group["betas"]
+        a = goal[name].double() * (-1 if group["maximize"] else 1)
+        if group["weight_decay"] and not group["decoupled_weight_decay"]:
+            a = a + group["weight_decay"] * p.detach().double()
+        v = b2 * state["exp_avg_sq"].double() + (1 - b2) * a * a
+        if group["amsgrad"]:
+            v = torch.maximum(v, state["max_exp_avg_sq"].double())
+        v = v / (1 - b2**4)
+        root = v.sqrt() + group["eps"] + 0.1 * v.mean().sqrt()
+        want = (float(group["lr"]) * (1 - b1) / (1 - b1**4)) / root * bool(v.any())
+        g = torch.randn_like(p).reshape(matrices[name].shape)
+        got = found[name].apply(g)
+        torch.testing.assert_close(got.double(), want.reshape(g.shape) * g.double(), rtol=3e-6, atol=0)
+
+
 def test_rates_of_zero_are_those_of_initial_lr_or_one():
     a, b = (nn.Parameter(torch.randn(3)) for _ in range(2))
     g = {"a": torch.ones(3), "b": torch.ones(3)}

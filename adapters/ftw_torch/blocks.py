@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 import ftw
-from ftw import Dense, OuterProduct, Rows
+from ftw import Dense, OuterProduct, Rows, sketch
 from ftw import _array as arrays
 from ftw.geometry import Diagonal, Operator, Scale
 from ftw.gradients import Record, matrix_shape
@@ -17,7 +18,7 @@ from ftw.gram import squared_norms
 
 from .records import join_same
 
-__all__ = ["add_gram", "block_bytes", "gram_of", "lengths", "product", "root_of"]
+__all__ = ["add_gram", "add_sketches", "block_bytes", "gram_of", "lengths", "product", "root_of"]
 
 
 def block_bytes(x: Tensor) -> int:
@@ -56,6 +57,13 @@ def add_gram(pieces: Sequence[Record], operator: Operator) -> Tensor:
         total = part if total is None else total.add_(part)
     found: Tensor = total
     return found
+
+
+def add_sketches(name: str, pieces: Sequence[Record], operator: Operator, size: int) -> Tensor:
+    """Return count sketches (n, m) of ``P^1/2 G_i`` of one parameter, hashed by its name, for the samples of pieces."""
+    seed, most = zlib.crc32(name.encode()), block_bytes(_leaf(pieces[0]))
+    out: Tensor = sketch.count_sketch({"": join_same(pieces)}, {"": operator}, size, seed=seed, max_bytes=most)
+    return out
 
 
 def gram_of(x: Tensor) -> Tensor:

@@ -16,10 +16,15 @@ def tensors(tree: Any) -> Iterator[Tensor]:
     """Yield the tensors among the arguments or results of a function."""
     if isinstance(tree, Tensor):
         yield tree
-    elif isinstance(tree, (tuple, list, type({}.values()))):
+    elif isinstance(tree, _TREES):
         for x in tree:
-            if x is not None:
+            if isinstance(x, Tensor):
+                yield x
+            elif isinstance(x, _TREES):
                 yield from tensors(x)
+
+
+_TREES: Any = (tuple, list, type({}.values()))
 
 
 def first(args: Any) -> Any:

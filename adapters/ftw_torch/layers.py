@@ -30,6 +30,7 @@ from .layout import forms
 __all__ = ["RULES"]
 
 aten = torch.ops.aten
+quietly: Any = torch._C.DisableTorchFunction  # a backward's own arithmetic is nobody's business
 
 Rule = Callable[..., Any]
 
@@ -59,8 +60,9 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Deliver (x, g); return g W."""
         x, weight = ctx.saved_tensors
-        ctx.use(x.detach(), g)  # without the history of x, which holds this node: a cycle that is never freed
-        return (g @ weight if ctx.needs_input_grad[0] else None), None, None, None, None
+        with quietly():
+            ctx.use(x.detach(), g)  # without the history of x, which holds this node: a cycle that is never freed
+            return (g @ weight if ctx.needs_input_grad[0] else None), None, None, None, None
 
 
 def linear(
@@ -158,7 +160,9 @@ class _Embedding(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Deliver (indices, g)."""
-        ctx.use(*ctx.saved_tensors, g)
+        saved = ctx.saved_tensors
+        with quietly():
+            ctx.use(*saved, g)
         return None, None, None, None
 
 
@@ -233,11 +237,12 @@ class _LayerNorm(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Deliver (g, normalised x); return x's gradient."""
         x, mean, rstd, weight, bias = ctx.saved_tensors
-        ctx.use(g, (x.detach() - mean.detach()) * rstd.detach())
         dx = None
-        if ctx.needs_input_grad[0]:
-            mask = [True, False, False]
-            dx = aten.native_layer_norm_backward(g, x, ctx.shape, mean, rstd, weight, bias, mask)[0]
+        with quietly():
+            ctx.use(g, (x.detach() - mean.detach()) * rstd.detach())
+            if ctx.needs_input_grad[0]:
+                mask = [True, False, False]
+                dx = aten.native_layer_norm_backward(g, x, ctx.shape, mean, rstd, weight, bias, mask)[0]
         return dx, None, None, None, None, None, None
 
 

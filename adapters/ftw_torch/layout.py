@@ -12,6 +12,7 @@ sample is easy (every element is its own) and never comes here.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -64,7 +65,8 @@ class Axis(NamedTuple):
         return self.outer == self.inner == 1
 
 
-def axis(shape: Sequence[int], layout: Layout, n: int) -> Axis | None:
+@functools.lru_cache(maxsize=4096)
+def axis(shape: Shape, layout: Layout, n: int) -> Axis | None:
     """Return the axis that holds the samples, None if they run over several."""
     before, after = 1, math.prod(shape)
     for k, size in enumerate(shape):
@@ -109,6 +111,11 @@ def kept(shape: Shape, layout: Layout | Scattered, out: Shape, n: int) -> Layout
     """Return the layout of a result that has the same axes as its argument, up to that of the samples."""
     if isinstance(layout, Scattered):
         return layout if tuple(out[: layout.rows.ndim]) == tuple(layout.rows.shape) else None
+    return _same_axes(shape, layout, out, n)
+
+
+@functools.lru_cache(maxsize=4096)
+def _same_axes(shape: Shape, layout: Layout, out: Shape, n: int) -> Layout | None:
     where = axis(shape, layout, n)
     if where is None:
         return layout if shape == out else None

@@ -16,6 +16,7 @@ from ftw import LinearUpdate
 from ftw.geometry import Diagonal, Operator, Scale
 
 from . import outside, readers
+from .batched_adam import diagonals
 from .readers import Reader, number
 from .records import seen
 from .shards import gathered
@@ -77,8 +78,12 @@ def geometry(
     rates = _rates(optimizer)
     found = _groups(optimizer, parameters)
     read = _reader(optimizer)
-    out = {}
+    out: dict[str, Operator] = {}
+    if read is readers.READERS.get(type(optimizer)):
+        out = diagonals(optimizer, parameters, found, rates, anticipate, damping)
     for name, p in parameters.items():
+        if name in out:
+            continue
         i = found[name]
         group = optimizer.param_groups[i]
         a = None if anticipate is None else anticipate[name].reshape(p.shape)

@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 from ftw import Dense, OuterProduct, Rows, Sum
-from ftw import _array as arrays
 from ftw.geometry import Diagonal, Operator, Scale
 from ftw.gradients import Record
 
-from .blocks import add_gram, lengths, product
-from .records import empty, seen
+from .blocks import add_gram, add_sketches, lengths, product
+from .records import empty, seen, some
 from .stream import score_by
 
 __all__ = ["Pool", "inner"]
@@ -68,6 +67,18 @@ class Pool:
         out: Tensor = total
         return out
 
+    def sketches(self, operators: Mapping[str, Operator], size: int, indices: Tensor | None = None) -> Tensor:
+        """Return count sketches (s, m) of ``P^1/2 g_i`` of some samples, or of all."""
+        order = None
+        if indices is not None and len(self.pieces) > 1:  # pieces come in order
+            indices, order = indices.sort()
+        total: Any = 0.0
+        for name in self.parameters:
+            if name in self.used:
+                total = total + add_sketches(name, self._some(name, indices), operators[name], size)
+        out: Tensor = total if order is None else total[order.argsort()]
+        return out
+
     def lengths(self, operators: Mapping[str, Operator]) -> Tensor:
         """Return ``<g_i, P g_i>`` (n,)."""
         found = [lengths(self._some(name, None), operators[name]) for name in self.parameters if name in self.used]
@@ -105,16 +116,15 @@ class Pool:
     def _some(self, name: str, indices: Tensor | None) -> list[Record]:
         """Return the records of some samples (sorted, if there are several pieces), piece by piece."""
         found, start = [], 0
-        xp = arrays.namespace(self.parameters[name])
         limits = None if indices is None or len(self.pieces) == 1 else indices.tolist()
         for piece, size in zip(self.pieces, self.sizes, strict=True):
             record = piece.get(name)
             record = empty(self.parameters[name], size) if record is None else record
             if limits is not None and indices is not None:
                 local = [i - start for i in limits if start <= i < start + size]
-                record = record.take(xp, torch.tensor(local, dtype=indices.dtype, device=indices.device))
+                record = some(record, torch.tensor(local, dtype=indices.dtype, device=indices.device))
             elif indices is not None:
-                record = record.take(xp, indices)
+                record = some(record, indices)
             found.append(record)
             start += size
         return [record for record in found if record.samples] or found[:1]

@@ -12,7 +12,7 @@ from torch import Tensor
 from ftw import Dense, OuterProduct, Rows, Sum
 from ftw.gradients import Record
 
-__all__ = ["empty", "is_empty", "join", "merge", "seen"]
+__all__ = ["empty", "is_empty", "join", "merge", "seen", "some"]
 
 
 def seen(shape: Sequence[int]) -> tuple[int, ...]:
@@ -79,6 +79,13 @@ def is_empty(record: Record) -> bool:
         return record.inputs.shape[1] == 0
     grads: Any = getattr(record, "grads", None)
     return isinstance(grads, Tensor) and not any(grads.stride())
+
+
+def some(record: Record, indices: Tensor) -> Record:
+    """Return the records of some samples."""
+    if isinstance(record, Sum):
+        return Sum(tuple(some(part, indices) for part in record.parts))
+    return _rebuild(record, lambda field: getattr(record, field).index_select(0, indices))
 
 
 def _structure(record: Record | None) -> Any:

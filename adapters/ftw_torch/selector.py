@@ -26,6 +26,7 @@ from ftw import Selection, Simplex, Status
 from ftw.choice import check_options, choose
 from ftw.geometry import Operator
 from ftw.guard_watch import GuardWatch
+from ftw.sketch import LARGEST
 
 from . import batches
 from .audit import audit
@@ -82,6 +83,10 @@ class FilterThenWeight:
         Bytes of records that one pass may keep.
     score_rank : int, optional
         Score by the best approximation of this rank of ``P g_T`` for each matrix: cheaper where layers are wide.
+    gram_sketch : int, optional
+        Take the Gram matrix from count sketches of this size (at most 32767, see `ftw.sketch`): entries are wrong by
+        about ``|g_i| |g_j| / sqrt(size)``. For two passes over a pool in pieces (``micro_batch``), where the exact one
+        has to capture the shortlist again.
     **options
         ``filter``, ``weight``, ``constraint``, ``ridge``, ``guard`` and ``solver`` of `ftw.filter_then_weight`. The
         default solver is the compiled one of ``ftw_reference`` where that is installed.
@@ -118,6 +123,7 @@ class FilterThenWeight:
         mode: str = "auto",
         memory_budget: int | None = None,
         score_rank: int | None = None,
+        gram_sketch: int | None = None,
         **options: Any,
     ) -> None:
         if not isinstance(keep, int) or isinstance(keep, bool) or keep < 1:
@@ -128,9 +134,12 @@ class FilterThenWeight:
             raise ValueError(f"micro_batch={micro_batch!r} must be an int >= 1 or None")
         if mode not in ("auto", "one_pass", "two_pass"):
             raise ValueError(f"mode={mode!r} must be 'auto', 'one_pass' or 'two_pass'")
-        for name, value in (("memory_budget", memory_budget), ("score_rank", score_rank)):
+        counts = {"memory_budget": memory_budget, "score_rank": score_rank, "gram_sketch": gram_sketch}
+        for name, value in counts.items():
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 raise ValueError(f"{name}={value!r} must be an int >= 1 or None")
+        if gram_sketch is not None and gram_sketch > LARGEST:
+            raise ValueError(f"gram_sketch={gram_sketch} must be at most {LARGEST}")
         allowed = {"filter", "weight", "constraint", "ridge", "guard", "solver"}
         if set(options) - allowed:
             raise TypeError(f"unknown options {sorted(set(options) - allowed)}; known: {sorted(allowed)}")
@@ -147,6 +156,7 @@ class FilterThenWeight:
         self.mode = mode
         self.memory_budget = memory_budget
         self.score_rank = score_rank
+        self.gram_sketch = gram_sketch
         self._slow: dict[str, str] = {}  # parameters left to per-sample autograd, and why
         self._several: set[str] = set()  # parameters used more than once
         self._two_passes = mode == "two_pass"
@@ -267,7 +277,7 @@ class FilterThenWeight:
         asked = self._asks(n)
         if not asked and guarded and (not keep or budget is not None):
             asked = self._go_on(n)  # the guard's means come from the Gram matrix where no records are
-        return Plan(asked, keep, self.micro_batch, self.score_rank, budget)
+        return Plan(asked, keep, self.micro_batch, self.score_rank, budget, self.gram_sketch)
 
     def _go_on(self, n: int) -> int:
         """Return the length of the shortlist, or raise what is wrong with the options."""

@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ftw import Dense, OuterProduct, Rows, sketch
+from ftw import Dense, OuterProduct, Rows
+from ftw import sketch as sketches
 from ftw.geometry import Diagonal, Operator, Scale
 from ftw.gradients import Record, matrix_shape
 
-from .blocks import add_gram, block_bytes, gram_of, product, root_of
+from .blocks import add_gram, add_sketches, block_bytes, gram_of, product, root_of
 from .records import bytes_of
 
 __all__ = ["Stream", "worth_writing", "written"]
@@ -47,6 +48,9 @@ class Stream:
         Score by the best approximation of this rank of ``P g_T``, see `ftw.sketch.low_rank`.
     budget : int, optional
         Bytes that may be kept; at the first record beyond them ``keep`` turns False.
+    sketch : int, optional
+        Add up count sketches of this size in place of Gram matrices, see `ftw.sketch`. They are linear: uses of a
+        parameter, and pieces of a pool, need not be brought together.
     """
 
     def __init__(
@@ -60,12 +64,14 @@ class Stream:
         several: set[str] | None = None,
         rank: int | None = None,
         budget: int | None = None,
+        sketch: int | None = None,
     ) -> None:
-        self.target, self.operators = target, operators
+        self.target, self.operators, self.sketch = target, operators, sketch
         self.shortlist, self.whole, self.keep = shortlist, whole, keep
         self.several = set() if several is None else several
         self.rank, self.budget = rank, budget
         self.scores: Tensor | None = None
+        self.sketches: Tensor | None = None  # (n, m)
         self.grams: dict[str, Tensor] = {}  # (n, n) of parameters whose Gram matrix is there already
         self.kept = 0  # bytes
         self.conflict = False  # a parameter was forgotten, and then used again
@@ -75,14 +81,14 @@ class Stream:
         """Score a record; return what is to be kept of it."""
         if name in self._seen:
             self.several.add(name)
-            self.conflict = self.conflict or not self.keep
+            self.conflict = self.conflict or not (self.keep or self.sketch)
             self.grams.pop(name, None)
         alone = name not in self.several
         self._seen.add(name)
         operator = self.operators[name]
         direction = operator.apply(self.target[name])  # M = P g_T
         plain = isinstance(operator, (Diagonal, Scale))
-        at_once = bool(self.shortlist) and self.whole and alone and not self.keep
+        at_once = bool(self.shortlist) and self.whole and alone and not (self.keep or self.sketch)
         if isinstance(record, OuterProduct) and self.rank is None:
             if self.keep and worth_writing(record):
                 record = written(record)
@@ -93,6 +99,9 @@ class Stream:
         self._add(score_by(record, direction, self.rank))
         if at_once:
             self.grams[name] = add_gram([record], operator)
+        if self.sketch:
+            more = add_sketches(name, [record], operator, self.sketch)
+            self.sketches = more if self.sketches is None else self.sketches + more
         return self._keep(name, record)
 
     def _add(self, score: Tensor) -> None:
@@ -102,9 +111,10 @@ class Stream:
         size = bytes_of(record)
         if self.keep and self.budget is not None and self.kept + size > self.budget:
             self.keep = False
-            if self.shortlist and self.whole and name not in self.several and name not in self.grams:
+            own = self.whole and not self.sketch and name not in self.several and name not in self.grams
+            if self.shortlist and own:
                 self.grams[name] = add_gram([record], self.operators[name])
-        if self.keep or name in self.several:
+        if self.keep or (name in self.several and not self.sketch):
             self.kept += size
             return record
         return None
@@ -134,7 +144,7 @@ def score_by(record: Record, direction: Tensor, rank: int | None) -> Tensor:
         out: Tensor = (rows * b).sum((1, 2))
         return out
     if rank is not None and isinstance(record, OuterProduct) and rank + 8 < min(record.shape):
-        cut = sketch.low_rank({"": direction}, rank)[""]  # (d_out, r), (r, d_in)
+        cut = sketches.low_rank({"": direction}, rank)[""]  # (d_out, r), (r, d_in)
         a: Any = record.inputs
         b = record.output_grads
         return (product(b, cut.left.to(b.dtype)) * product(a, cut.right.T.to(a.dtype))).sum((1, 2))

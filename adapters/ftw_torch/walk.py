@@ -40,6 +40,7 @@ class Plan(NamedTuple):
     micro_batch: int | None = None
     rank: int | None = None
     budget: int | None = None  # bytes of records
+    sketch: int | None = None  # size of the count sketches that stand in for the Gram matrix
 
 
 class Walk:
@@ -78,6 +79,7 @@ class Walk:
         self.randomness = Randomness(parameters)
         self.kept = plan.keep
         self._members: tuple[list[int], Pool] | None = None
+        self._sketches: Tensor | None = None
         self.captured = captured
         if captured is not None:
             self.kept = True
@@ -90,7 +92,8 @@ class Walk:
 
     def _first(self, *, again: bool = False) -> bool:
         """Walk the pool; return False if that must be done again."""
-        losses, scores, pieces, grams, left = [], [], [], {}, self.plan.budget
+        losses, scores, pieces, sketches, grams, left = [], [], [], [], {}, self.plan.budget
+        sketch = self.plan.sketch if self.plan.shortlist and not (self.kept and left is None) else None
         for i, batch in enumerate(self.batches):
             stream = Stream(
                 self.target,
@@ -101,6 +104,7 @@ class Walk:
                 several=self.several,
                 rank=self.plan.rank,
                 budget=left,
+                sketch=sketch,
             )
             if again:
                 with self.randomness.again(i):
@@ -121,8 +125,12 @@ class Walk:
             scores.append(torch.zeros_like(found) if stream.scores is None else stream.scores)
             pieces.append(records)
             grams = stream.grams
+            if sketch:
+                own = stream.sketches
+                sketches.append(found.new_zeros(len(found), sketch) if own is None else own)
         self.losses, self.scores = torch.cat(losses), self.unscaled(torch.cat(scores))  # (n,), (n,)
         self.pool = Pool(self.parameters, pieces, self.sizes, grams)
+        self._sketches = torch.cat(sketches) if sketch else None  # (n, m)
         return True
 
     # ------------------------------------------------------------------------------------------------------------------
@@ -130,6 +138,13 @@ class Walk:
 
     def gram(self, indices: Tensor | None) -> Tensor:
         """Return ``<g_i, P g_j>`` (s, s)."""
+        if self.plan.sketch:
+            x = self._sketches  # (n, m)
+            if x is None:
+                x = self.pool.sketches(self.operators, self.plan.sketch, indices)  # (s, m)
+            elif indices is not None:
+                x = x[indices]
+            return self.unscaled(x @ x.T, 2)
         if self.kept or len(self.sizes) == 1:
             return self.unscaled(self.pool.gram(self.operators, indices), 2)
         every = list(range(len(self.losses))) if indices is None else indices.tolist()

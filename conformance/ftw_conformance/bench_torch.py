@@ -28,7 +28,12 @@ from .bench_steps import STEPS, Setup, limits, ours
 
 __all__ = ["main"]
 
-SIZES = {"gpt": "4 layers, d=256, vocabulary 4096", "100M": (12, 768, 12, 4, 2048), "1B": (16, 2048, 32, 8, 8192)}
+SIZES = {
+    "gpt": "4 layers, d=256, vocabulary 4096",
+    "narrow": (12, 32, 2, 1, 64),  # so little arithmetic that what is measured is the calls
+    "100M": (12, 768, 12, 4, 2048),
+    "1B": (16, 2048, 32, 8, 8192),
+}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -79,7 +84,7 @@ def setup(options: argparse.Namespace, t: int) -> tuple[Setup, int]:
     size, vocabulary = SIZES.get(options.model), 4096
     if isinstance(size, tuple):
         layers, d, heads, groups, hidden = size
-        vocabulary = 32000
+        vocabulary = 256 if options.model == "narrow" else 32000
         with torch.device(options.device):
             model: Any = Llama(vocabulary, d, layers, heads, groups, hidden)
     else:
