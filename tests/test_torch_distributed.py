@@ -11,6 +11,7 @@ CASES = [
     ("gpt", 9, {"max_bytes": 1, "micro_batch": 2}),
     ("mlp", 4, {"filter": "top_k", "weight": "uniform"}),
     ("mlp", 12, {"guard": 0.0}),
+    ("gpt", 7, {"gram_sketch": 256}),
 ]
 
 
@@ -56,6 +57,7 @@ def test_two_processes_choose_as_one_does():
     factors = (5 + 7 + 7) + (7 + 6 + 6) + (6 + 3 + 3)  # d_in + d_out, and the bias
     assert sent["records"] == 8 * 6 * factors
     assert sent["gram"] == 8 * 6 * 6
+    assert "records" not in found[0][4]["sent"]
 
 
 def fail(rank, where):
@@ -100,3 +102,5 @@ def test_without_processes():
     model, optimizer, loss, _, _ = case("mlp")
     with pytest.raises(RuntimeError, match="init_process_group"):
         DistributedFilterThenWeight(model, optimizer, loss, keep=4)
+    with pytest.raises(ValueError, match="mode: not for several processes"):
+        DistributedFilterThenWeight(model, optimizer, loss, keep=4, mode="two_pass")

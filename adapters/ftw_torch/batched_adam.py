@@ -51,7 +51,8 @@ def diagonals(
         group, state = optimizer.param_groups[groups[name]], optimizer.state.get(p, {})
         v, wide = state.get("exp_avg_sq"), torch.promote_types(p.dtype, torch.float32)
         tiny = group["eps"] < torch.finfo(wide).smallest_normal  # where denominators may be zero
-        if v is not None and v.numel() and not group["amsgrad"] and not tiny:
+        apart = hasattr(p, "placements")  # in parts on several processes: gathered one at a time
+        if v is not None and v.numel() and not group["amsgrad"] and not tiny and not apart:
             step = number(state["step"])
             together[groups[name], p.device, wide, None if isinstance(step, Tensor) else step].append(name)
     out: dict[str, Operator] = {}

@@ -32,6 +32,7 @@ from ftw.gram import cross_gram, squared_norms
 
 from . import batches
 from .audit import audit
+from .blocks import add_sketches
 from .capture import Capture, refuse_coupled_layers, trainable
 from .exchange import Exchange, Layouts
 from .optimizers import geometry, unwrap
@@ -69,7 +70,8 @@ class DistributedFilterThenWeight(FilterThenWeight):
     max_bytes : int
         Of the records that are on one rank at a time while the Gram matrix is formed.
     **options
-        The other arguments of `FilterThenWeight`.
+        The other arguments of `FilterThenWeight`, but for two passes, ``memory_budget``, ``score_rank`` and ``scaler``.
+        With ``gram_sketch`` processes exchange sketches in place of records.
 
     Attributes
     ----------
@@ -95,6 +97,10 @@ class DistributedFilterThenWeight(FilterThenWeight):
         max_bytes: int = 1 << 26,
         **options: Any,
     ) -> None:
+        alone = [name for name in ("memory_budget", "score_rank", "scaler") if options.get(name) is not None]
+        alone += ["mode"] * (options.get("mode") == "two_pass")
+        if alone:
+            raise ValueError(f"{', '.join(alone)}: not for several processes, which keep records and score exactly")
         super().__init__(model, optimizer, per_sample_loss, keep=keep, **options)
         if not dist.is_available() or not dist.is_initialized():
             raise RuntimeError(
@@ -279,7 +285,7 @@ class Step:
         return chosen._replace(losses=self.losses, target_loss=self.target_loss)
 
     def gram(self, indices: Tensor) -> Tensor:
-        """Return the exact ``<g_i, P g_j>`` (s, s) of candidates of all ranks."""
+        """Return ``<g_i, P g_j>`` (s, s) of candidates of all ranks, exactly or from sketches."""
         wanted = indices.tolist()
         starts = [sum(self.sizes[:r]) for r in range(len(self.sizes))]
         owned = [
@@ -290,6 +296,14 @@ class Step:
         mine = torch.tensor([i for _, i in owned[self.exchange.rank]], dtype=torch.int64, device=indices.device)
         rows = self.scores.new_zeros(len(mine), len(wanted))  # (s_r, s)
         own = ftw.take(self.local.candidates, mine) if len(mine) else {}
+        order = torch.tensor([at for some in owned for at, _ in some], device=indices.device)  # (s,)
+        m = self.selector.gram_sketch
+        if m is not None:
+            x = self.scores.new_zeros(len(mine), m)  # (s_r, m)
+            for name, record in own.items() if len(mine) else ():
+                x += add_sketches(name, [record], self.operators[name], m).to(x.dtype)
+            x = self.exchange.rows(x, counts, "gram")[order.argsort()]  # (s, m), as asked
+            return x @ x.T
         for name, operator in self.operators.items():
             if not self.layouts.used(name):
                 continue
@@ -302,7 +316,6 @@ class Step:
                     found = cross_gram({name: own[name]}, {name: others}, {name: operator})
                     rows[:, torch.tensor(places, device=indices.device)] += found.to(rows.dtype)
         every = self.exchange.rows(rows, counts, "gram")  # (s, s), by rank
-        order = torch.tensor([at for some in owned for at, _ in some], device=indices.device)
         full = torch.empty_like(every)
         full[order] = every
         return (full + full.T) / 2
