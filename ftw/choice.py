@@ -153,7 +153,7 @@ def choose(
     linear = _guarded(xp, b, order, asked, every, products, targets, guard)
 
     safe = _finite(xp, linear.values)
-    K = None
+    K = refit = None
     intact = xp.all(xp.isfinite(scores)) & xp.all(xp.isfinite(linear.values)) & ~xp.isnan(linear.signal)
     intact = intact & xp.isfinite(products.target)  # a NaN where no candidate looks
     if every is None:
@@ -165,14 +165,14 @@ def choose(
     else:
         intact = intact & xp.all(xp.isfinite(every))
         every = _finite(xp, every)
-        filtered = _run_filter(filter, safe, every, keep, ridge, solver)
+        filtered, refit = _run_filter(xp, filter, safe, every, keep, ridge, solver)
         K = xp.take(xp.take(every, filtered.indices, axis=0), filtered.indices, axis=1)  # (k, k)
     indices = xp.take(short, filtered.indices)  # (k,)
 
     passed = xp.arange(keep, device=_array.device(b)) < filtered.count  # (k,)
     c = xp.take(safe, filtered.indices)  # (k,)
     constraint = _at(xp, constraint, indices)
-    weights, status = _weigh(xp, K, c, passed, weight, constraint, ridge, solver)
+    weights, status = _weigh(xp, K, c, passed, weight, constraint, ridge, solver, refit)
     status = xp.where(intact, status, xp.full_like(status, int(Status.NOT_FINITE)))
     unusable = (status == int(Status.NOT_FINITE)) | (status == int(Status.INFEASIBLE)) | (status == int(Status.NOT_PSD))
     weights = xp.where(unusable, xp.full_like(weights, xp.nan), weights)
@@ -210,11 +210,15 @@ def strata(n: int, go_on: int) -> tuple[list[int], list[float]]:
     return [*range(go_on), *places], [1 / n] * go_on + [rest / q / n] * q
 
 
-def _run_filter(filter: str | Filter, b: Any, K: Any, keep: int, ridge: Any, solver: Any) -> filters.Filtered:
+def _run_filter(
+    xp: Any, filter: str | Filter, b: Any, K: Any, keep: int, ridge: Any, solver: Any
+) -> tuple[filters.Filtered, tuple[Any, Any] | None]:
+    """Return what the filter kept, and their non-negative weights (k,) and status () if it has them already."""
     if filter == "matching":
-        return filters.matching(b, K, keep, ridge=ridge, solver=solver)
+        picks, refit = filters.pursue(xp, b, K, keep, ridge, solver)
+        return filters.Filtered(picks, filters.full(xp, keep, _array.device(b))), refit
     if filter == "greedy_utility":
-        return filters.greedy_utility(b, K, keep)
+        return filters.greedy_utility(b, K, keep), None
     assert callable(filter)
     filtered = filter(b, K, keep)
     if not isinstance(filtered, filters.Filtered) or tuple(filtered.indices.shape) != (keep,):
@@ -222,11 +226,11 @@ def _run_filter(filter: str | Filter, b: Any, K: Any, keep: int, ridge: Any, sol
             f"filter_then_weight: the filter must return Filtered(indices ({keep},), count); got "
             f"{type(filtered).__name__}"
         )
-    return filtered
+    return filtered, None
 
 
 def _weigh(
-    xp: Any, K: Any, c: Any, passed: Any, weight: str, constraint: Constraint, ridge: Any, solver: Any
+    xp: Any, K: Any, c: Any, passed: Any, weight: str, constraint: Constraint, ridge: Any, solver: Any, refit: Any
 ) -> tuple[Any, Any]:
     """Return weights (k,) and status for the kept samples; those that did not pass get zero."""
     ones = xp.astype(passed, c.dtype)  # (k,)
@@ -243,7 +247,7 @@ def _weigh(
     if weight == "uniform":
         weights, status = uniform, xp.zeros_like(xp.argmax(c), dtype=xp.int32)
     else:
-        weights, status, useful = _solve(xp, K, c, passed, divisor, total, constraint, ridge, solver, useful)
+        weights, status, useful = _solve(xp, K, c, passed, divisor, total, constraint, ridge, solver, useful, refit)
     bad = (status == int(Status.NOT_FINITE)) | (status == int(Status.NOT_PSD))
     status = xp.where(~bad & ~useful, int(Status.NOTHING_USEFUL), status)
     status = xp.where(possible, status, int(Status.INFEASIBLE))
@@ -263,8 +267,12 @@ def _solve(
     ridge: Any,
     solver: Any,
     useful: Any,
+    refit: Any,
 ) -> tuple[Any, Any, Any]:
-    """Return the QP's weights (k,), its status, and whether any weight came out positive where that is asked for."""
+    """Return the QP's weights (k,), its status, and whether any weight came out positive where that is asked for.
+
+    ``refit`` are weights (k,) and status of the non-negative solution, or None.
+    """
     diagonal = xp.where(passed, xp.linalg.diagonal(K), 0.0)  # (k,)
     mean = xp.sum(diagonal) / divisor
     mean = xp.where(mean < 0, 0.0, mean)  # of an indefinite K: the solver is to say so
@@ -272,13 +280,18 @@ def _solve(
     K = xp.where(both, K, mean * xp.eye(c.shape[0], dtype=c.dtype, device=_array.device(c)))  # (k, k)
     c = xp.where(passed, c, 0.0)
     ridge = _array.scalar_like(ridge, c) * mean
-    if isinstance(constraint, (NonNegative, Box)):
+    if isinstance(constraint, Box):
         solution = solver(K, c, _only(xp, constraint, passed, c), ridge=ridge)
         return solution.weights, solution.status, useful
-    free = solver(K, c, NonNegative(), ridge=ridge)  # the non-negative solution sets the target's length
-    amount = xp.sum(free.weights)
+    if refit is None:
+        solution = solver(K, c, NonNegative(), ridge=ridge)
+        refit = solution.weights, solution.status
+    weights, status = refit
+    if isinstance(constraint, NonNegative):
+        return weights, status, useful
+    amount = xp.sum(weights)  # the non-negative solution sets the target's length
     scale = total / xp.where(amount > 0, amount, 1.0)
-    weights, status = free.weights * scale, free.status
+    weights = weights * scale
     if isinstance(constraint, CappedSimplex):
         solution = solver(K, c * scale, _only(xp, constraint, passed, c), ridge=ridge, start=weights)
         weights = solution.weights

@@ -114,19 +114,27 @@ def matching(
     k non-negative QPs of growing size, each started from the one before, and k products with K.
     Pati, Rezaiifar & Krishnaprasad 1993 (orthogonal matching pursuit); Killamsetty et al. 2021 (GRAD-MATCH).
     """
-    xp = _check(scores, k, gram, ridge=ridge, what="matching")
-    place = _array.device(scores)
+    picks, _ = pursue(_check(scores, k, gram, ridge=ridge, what="matching"), scores, gram, k, ridge, solver)
+    return Filtered(picks, full(_array.namespace(scores), k, _array.device(scores)))
+
+
+def pursue(
+    xp: Any, scores: Any, gram: Any, k: int, ridge: Any, solver: Callable[..., Any]
+) -> tuple[Any, tuple[Any, Any]]:
+    """Return the picks (k,) of `matching`, and their weights (k,) and status () as the last refit has them."""
+    place, ridge = _array.device(scores), _array.scalar_like(ridge, scores)
     ranks = xp.arange(k, device=place)  # (k,)
 
-    def add_one(j: Any, state: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
-        kept, picks, weights = state  # (n,), (k,), (k,)
+    def add_one(j: Any, state: tuple[Any, ...]) -> tuple[Any, ...]:
+        kept, picks, weights, _ = state  # (n,), (k,), (k,), ()
         residual = scores - xp.take(gram, picks, axis=1) @ weights  # (n,)
         residual = xp.where(kept > 0, -xp.inf * xp.ones_like(residual), residual)
         best = xp.argmax(residual)
         kept, picks = _array.put(xp, kept, best, 1), _array.put(xp, picks, j, best)
         size = k if _array.is_traced(j) else j + 1  # a trace needs fixed shapes: the places still empty are masked
-        old, weights = weights, refit(picks[:size], weights[:size], ranks[:size] <= j)
-        return kept, picks, weights if size == k else xp.concat([weights, old[size:]])
+        old, solution = weights, refit(picks[:size], weights[:size], ranks[:size] <= j)
+        weights = solution.weights if size == k else xp.concat([solution.weights, old[size:]])
+        return kept, picks, weights, xp.astype(solution.status, xp.int32)
 
     def refit(picks: Any, start: Any, filled: Any) -> Any:
         part = xp.take(xp.take(gram, picks, axis=0), picks, axis=1)  # (s, s)
@@ -136,13 +144,14 @@ def matching(
         mask = filled[:, None] & filled[None, :]  # (s, s)
         part = xp.where(mask, part, mean * xp.eye(picks.shape[0], dtype=part.dtype, device=place))
         linear = xp.where(filled, xp.take(scores, picks), xp.zeros_like(start))  # (s,)
-        return solver(part, linear, NonNegative(), ridge=ridge * mean, start=start).weights
+        return solver(part, linear, NonNegative(), ridge=ridge * mean, start=start)
 
     kept = xp.zeros(scores.shape[0], dtype=xp.int32, device=place)
     picks = xp.zeros(k, dtype=xp.argmax(scores).dtype, device=place)
     weights = xp.zeros(k, dtype=scores.dtype, device=place)
-    _, picks, _ = _loops.fori_loop(k, add_one, (kept, picks, weights))
-    return Filtered(picks, _full(xp, k, place))
+    status = xp.zeros((), dtype=xp.int32, device=place)
+    _, picks, weights, status = _loops.fori_loop(k, add_one, (kept, picks, weights, status))
+    return picks, (weights, status)
 
 
 @_array.quiet
@@ -182,7 +191,7 @@ def greedy_utility(scores: Array, gram: Array, k: int, *, redundancy: float = 1.
 
     picks = xp.zeros(k, dtype=xp.argmax(scores).dtype, device=_array.device(scores))
     _, picks = _loops.fori_loop(k, add_one, (start, picks))
-    return Filtered(picks, _full(xp, k, _array.device(scores)))
+    return Filtered(picks, full(xp, k, _array.device(scores)))
 
 
 @_array.quiet
@@ -264,5 +273,6 @@ def _check(scores: Any, k: int, gram: Any = None, *, ridge: Any = 0.0, uniforms:
     return xp
 
 
-def _full(xp: Any, k: int, place: Any) -> Any:
+def full(xp: Any, k: int, place: Any) -> Any:
+    """Return the count () of a filter that lets all k pass."""
     return xp.asarray(k, dtype=xp.int32, device=place)
