@@ -22,6 +22,7 @@ from typing import Any, Protocol
 
 from . import _corpus as corpora
 from . import report
+from ._text_files import TextError, read_files
 
 __all__ = ["LENGTH", "METHOD", "RANDOM", "TOP_K", "Framework", "Learner", "main"]
 
@@ -116,7 +117,7 @@ def read_corpus(options: argparse.Namespace) -> corpora.Corpus:
     """Return the text of the options, and say what of it is skipped."""
     texts: list[dict[str, bytes] | None] = []
     for paths in (options.pool, options.target):
-        found, skipped = corpora.read_files(paths) if paths else (None, [])
+        found, skipped = read_files(paths, reserved=corpora.LABELS) if paths else (None, [])
         texts.append(found)
         for path, reason in skipped[:20]:
             print(f"skipped {path}: {reason}", file=sys.stderr)
@@ -209,7 +210,7 @@ def main(framework: Framework, given: Sequence[str] | None, prog: str) -> int:
         with tempfile.TemporaryDirectory() as folder:
             record = run(framework, options, corpus, options.record or Path(folder, "demo.jsonl"))
         report.write(record, options.output)
-    except (OSError, corpora.TextError) as error:
+    except (OSError, TextError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(f"\nLoss on {corpus.domain} that occurs nowhere else; {options.seeds} seeds of {options.steps} steps")

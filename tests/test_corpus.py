@@ -8,8 +8,9 @@ from collections import Counter
 
 import pytest
 
-from ftw import _corpus
-from ftw._corpus import COPIED, SHUFFLED, WINDOW, Stream, TextError, load, read_files
+from ftw import _corpus, _text_files
+from ftw._corpus import COPIED, LABELS, SHUFFLED, WINDOW, Stream, load
+from ftw._text_files import TextError, read_files
 
 
 @pytest.fixture(scope="module")
@@ -186,8 +187,8 @@ def test_an_argument_without_text(tmp_path, make):
 def test_limits_are_said(tmp_path, monkeypatch):
     for name in "abc":
         (tmp_path / name).write_bytes(b"x" * 100)
-    monkeypatch.setattr(_corpus, "MAX_FILE", 60)
-    monkeypatch.setattr(_corpus, "MAX_TOTAL", 110)
+    monkeypatch.setattr(_text_files, "MAX_FILE", 60)
+    monkeypatch.setattr(_text_files, "MAX_TOTAL", 110)
     texts, skipped = read_files([tmp_path])
     assert sum(map(len, next(iter(texts.values())).split(b"\n"))) == 110
     assert [reason for _, reason in skipped][:2] == [
@@ -202,7 +203,7 @@ def test_names_are_told_apart_and_can_be_printed(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "same").write_bytes(b"text of " + name.encode())
     (tmp_path / "domain").write_bytes(b"taken")
-    texts, _ = read_files([tmp_path / "a" / "same", tmp_path / "b" / "same", tmp_path / "domain"])
+    texts, _ = read_files([tmp_path / "a" / "same", tmp_path / "b" / "same", tmp_path / "domain"], reserved=LABELS)
     assert len(texts) == 3
     assert next(iter(texts)) == "same"
     assert not {"domain", SHUFFLED, COPIED} & texts.keys()

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from ftw import _corpus as corpora
+from ftw._text_files import read_files
 from ftw.gradients import Dense, OuterProduct, Record, Rows, Sum
 
 from .learner import Adam, Array, Batches, Captured, Layer, Optimizer, Tree
@@ -218,7 +219,7 @@ def corpus_of(kind: str, pool: tuple[str, ...] = (), target: tuple[str, ...] = (
         texts = {name: manual(folder) for name, folder in LANGUAGES.items()}
         return corpora.load(LENGTH, domain={"German": texts.pop("German")}, rest=texts)
     if kind == "files":
-        rest, domain = (corpora.read_files(paths)[0] for paths in (pool, target))
+        rest, domain = (read_files(paths, reserved=corpora.LABELS)[0] for paths in (pool, target))
         return corpora.load(LENGTH, rest=rest, domain=domain)
     return corpora.load(LENGTH)
 
