@@ -4,13 +4,16 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 THREADS ?= 1
 
-.PHONY: demo test test-slow bench docs format lint types clean
+.PHONY: demo test test-slow test-transformers-4 bench docs format lint types clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/python -m ftw_torch.demo
 
 test: $(VENV)/test.stamp
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest -n 2 -m "not slow"
+
+test-transformers-4: $(VENV)-transformers-4/test.stamp
+	OMP_NUM_THREADS=$(THREADS) $(VENV)-transformers-4/bin/python -m pytest -m "not slow" tests/test_torch_trainer*.py
 
 test-slow: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -m slow
@@ -35,7 +38,7 @@ types: $(VENV)/test.stamp
 	$(BIN)/pyright
 
 clean:
-	rm -rf $(VENV) build dist docs/_build docs/api/generated
+	rm -rf $(VENV) $(VENV)-transformers-4 build dist docs/_build docs/api/generated
 
 # Packages come in groups, so that the demo does not wait for what only the tests need.
 $(VENV)/bin/python:
@@ -48,6 +51,12 @@ $(VENV)/demo.stamp: $(VENV)/bin/python pyproject.toml constraints.txt
 
 $(VENV)/test.stamp: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(PIP) -e ".[all]" --group test --group lint
+	touch $@
+
+$(VENV)-transformers-4/test.stamp: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)-transformers-4
+	$(VENV)-transformers-4/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(VENV)-transformers-4/bin/python -m pip install --quiet -c constraints.txt -e ".[all]" --group test "transformers==4.57.*"
 	touch $@
 
 $(VENV)/docs.stamp: $(VENV)/bin/python pyproject.toml constraints.txt

@@ -98,15 +98,16 @@ def assert_close(ours, theirs, tol=1e-6):
 
 
 class Watched(FilterThenWeightTrainer):
-    """Keeps the gradients and inputs of the first step."""
+    """Keeps the inputs of each pool, the number of tokens said to be in its step, and the gradients after it."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.seen, self.found = [], []
+        self.seen, self.found, self.items = [], [], []
 
-    def training_step(self, model, inputs, *args, **kwargs):
+    def training_step(self, model, inputs, num_items_in_batch=None):
         self.seen.append({k: v.clone() for k, v in inputs.items()})
-        loss = super().training_step(model, inputs, *args, **kwargs)
+        self.items.append(num_items_in_batch)
+        loss = super().training_step(model, inputs, num_items_in_batch)
         self.found.append(grads(self.accelerator.unwrap_model(model)))
         return loss
 
