@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 __all__ = ["SplitWatch"]
 
@@ -27,6 +29,14 @@ class SplitWatch:
         self.first: list[float] = []
         self.second: list[float] = []
         self.told = False
+
+    def state(self) -> dict[str, Any]:
+        """Return what a run that is stopped must keep; the lists go on growing."""
+        return {"first": self.first, "second": self.second, "told": self.told}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state`."""
+        self.first, self.second, self.told = list(state["first"]), list(state["second"]), bool(state["told"])
 
     def add(self, first: float, second: float) -> bool:
         """Take in a measurement of both losses; True the first time that the second has turned up.

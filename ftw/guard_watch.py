@@ -8,6 +8,8 @@ were balanced by hand, so that their gradients cancel more than chance would hav
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 __all__ = ["GuardWatch"]
 
@@ -29,6 +31,14 @@ class GuardWatch:
         self.patience, self.few = patience, few
         self._low = 0
         self._said_few = self._said_low = False
+
+    def state(self) -> dict[str, Any]:
+        """Return what a run that is stopped must keep."""
+        return {"low": self._low, "said_few": self._said_few, "said_low": self._said_low}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state`."""
+        self._low, self._said_few, self._said_low = int(state["low"]), bool(state["said_few"]), bool(state["said_low"])
 
     def note(self, signal: float, m: int) -> list[str]:
         """Return what there is to say after a step with this F and m target samples; each thing only once.

@@ -54,6 +54,32 @@ def test_a_lead_on_the_first_split_only_is_said_once(tmp_path, caplog):
     assert caplog.text.count("the loss on watch_dataset rose") == 1
 
 
+def test_a_resumed_run_remembers_what_its_warnings_need(tmp_path, caplog):
+    """From either side of the warning, and of a copy of the target: what is said and counted is what is left of it."""
+    train = [*TRAIN[:4], TARGET[1], *TRAIN[4:7]]
+    options = {"max_steps": 9, "save_strategy": "steps", "save_steps": 2}
+    common = {"train": train, "target": [*TARGET, *data(4, 9, step=1)], "watch_dataset": data(4, 8, step=-3)}
+    common |= {"watch_every": 1, "keep": 7}
+
+    def run(start):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, logger=LOGGER):
+            made = trainer(tmp_path, options=options, **common)
+            made.train(resume_from_checkpoint=start and str(tmp_path / f"checkpoint-{start}"))
+        said = [record.getMessage() for record in caplog.records if record.name == LOGGER]
+        return said, [(x["step"], x["leaked"]) for x in made.state.log_history if "leaked" in x], made
+
+    said, leaked, whole = run(None)
+    steps = [int(text.split()[1][:-1]) for text in said]
+    for start in (4, 6):
+        again, counted, made = run(start)
+        assert again == [text for text, step in zip(said, steps, strict=True) if step > start]
+        assert counted == leaked
+        assert made._ftw_guard.state() == whole._ftw_guard.state()
+        for p, q in zip(whole.model.parameters(), made.model.parameters(), strict=True):
+            assert torch.equal(p, q)
+
+
 def test_a_copy_of_the_target_in_the_pool_is_said_once_and_counted(tmp_path, caplog):
     train = [*TRAIN[:4], TARGET[1], *TRAIN[4:7]]
     path = tmp_path / "run.jsonl"

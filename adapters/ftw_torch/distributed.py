@@ -280,6 +280,8 @@ class Step:
         status = Status(int(chosen.status))
         if status in (Status.NOT_FINITE, Status.INFEASIBLE, Status.NOT_PSD):
             raise RuntimeError(f"no weights for this pool: {status.message} ({status.name})")
+        if self.exchange.rank == 0:
+            self.selector._note(chosen, self.targets)
         full = torch.where(bad, torch.nan, self.scores)
         chosen = chosen._replace(indices=place(chosen.indices), scores=full)
         return chosen._replace(losses=self.losses, target_loss=self.target_loss)

@@ -162,7 +162,7 @@ class FilterThenWeight:
         self._two_passes = mode == "two_pass"
         self._audited = False
         self._warned = False
-        self._watch = GuardWatch()
+        self.guard_watch = GuardWatch()
 
     # ------------------------------------------------------------------------------------------------------------------
     # What the user calls
@@ -318,13 +318,17 @@ class FilterThenWeight:
         if status in (Status.NOT_FINITE, Status.INFEASIBLE, Status.NOT_PSD):
             raise RuntimeError(f"no weights for this pool: {status.message} ({status.name})")
         update = pool.update(chosen.indices, chosen.weights) if compose else {}
-        if targets:
-            for words in self._watch.note(float(chosen.signal), targets):
-                _warn_once(words)
+        self._note(chosen, targets)
         if good is not None:
             full = torch.full((n,), math.nan, dtype=scores.dtype).index_copy(0, good, scores)
             chosen = chosen._replace(indices=good[chosen.indices], scores=full)
         return chosen._replace(losses=pool.losses, target_loss=pool.target_losses.mean()), update
+
+    def _note(self, chosen: Selection, targets: int) -> None:
+        """Say what the guard's statistics have to say over the steps, if it had target samples to judge by."""
+        if targets:
+            for words in self.guard_watch.note(float(chosen.signal), targets):
+                _warn_once(words)
 
     def _good(self, losses: Tensor, scores: Tensor, goal: Target) -> Tensor | None:
         """Return the samples that are finite if some are not and may be dropped, None for all; raise otherwise."""

@@ -19,17 +19,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 import ftw
 from ftw.constraints import Constraint
+from ftw.guard_watch import GuardWatch
 
 from . import batches
 from .distributed import DistributedFilterThenWeight
 from .losses import label_losses, token_counts
 from .run_log import RunLog, fingerprint, weighted_loss
 from .selector import FilterThenWeight
+from .trainer_callback import Between, Part
 from .trainer_setup import check, offer, refuse
 from .trainer_step import Ranks, backward
 from .trainer_target import Leaks, TargetBatches, WatchedSplit
@@ -150,7 +152,9 @@ class FilterThenWeightMixin(_Base):
             data={"train": fingerprint(self.train_dataset), "target": fingerprint(target)}
             | ({"watch": fingerprint(splits["watch"])} if "watch" in splits else {}),
         )
-        self.add_callback(_Write(self._ftw_log))
+        self._ftw_guard = GuardWatch()
+        parts: dict[str, Part] = {"guard": self._ftw_guard, "leaks": self._ftw_leaks}
+        self.add_callback(Between(self._ftw_log, parts | ({"watch": self._ftw_watch} if self._ftw_watch else {})))
 
     # ------------------------------------------------------------------------------------------------------------------
     # What the trainer calls
@@ -238,6 +242,7 @@ class FilterThenWeightMixin(_Base):
         if old is None or old.optimizer is not optimizer or old.model is not plain:
             kind = DistributedFilterThenWeight if self.accelerator.num_processes > 1 else FilterThenWeight
             self._ftw_selector = kind(plain, optimizer, self.per_sample_loss, keep=1, **self._ftw_options)
+            self._ftw_selector.guard_watch = self._ftw_guard
         assert self._ftw_selector is not None
         return self._ftw_selector
 
@@ -288,17 +293,3 @@ class FilterThenWeightTrainer(FilterThenWeightMixin, Trainer):
 def _base(model: Any) -> Any:
     """Return the model inside adapters."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
-class _Write(TrainerCallback):
-    """Writes the record's line of a step that the trainer does not log, and closes the record."""
-
-    def __init__(self, log: RunLog) -> None:
-        self.log = log
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if not control.should_log:
-            self.log.write()
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.log.close()

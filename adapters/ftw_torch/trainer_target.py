@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ftw._watch import SplitWatch
 
 from . import batches
+from .run_log import fingerprint
 from .trainer_step import Ranks
 
 __all__ = ["Leaks", "TargetBatches", "WatchedSplit", "row_keys"]
@@ -80,9 +81,17 @@ class Leaks:
     """Finds target samples among those picked from a pool: a copy of the target always wins."""
 
     def __init__(self) -> None:
-        self._targets: set[str] = set()
+        self._targets: dict[str, None] = {}  # digests, in the order met
         self._last: Any = None
         self._warned = False
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint must keep; the targets go on growing."""
+        return {"targets": self._targets, "warned": self._warned}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state`."""
+        self._targets, self._warned = dict(state["targets"]), bool(state["warned"])
 
     def among(
         self, picked: Tensor, pool: Mapping[str, Any], target: Mapping[str, Any], step: int, ranks: Ranks
@@ -106,7 +115,7 @@ class Leaks:
         own = {"target": fresh, "picked": list(zip((mine + ranks.start).tolist(), keys, strict=True))}
         every = [json.loads(text) for text in ranks.texts(json.dumps(own))]
         for one in every:
-            self._targets.update(one["target"])
+            self._targets.update(dict.fromkeys(one["target"]))
         found = [i for one in every for i, key in one["picked"] if key in self._targets]
         if found and not self._warned:
             self._warned = True
@@ -146,9 +155,20 @@ class WatchedSplit:
 
     def __init__(self, data: Any, every: int) -> None:
         self.every, self._samples = every, Collated(data)
+        self._name = fingerprint(data)
         self._watch = SplitWatch()
         self._measured: int | None = None
         self._first: list[float] = []  # losses of the first split since the last measurement
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint must keep; the lists go on growing."""
+        return {"data": self._name, "measured": self._measured, "since": self._first, **self._watch.state()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state`, unless it is that of another split."""
+        if state["data"] == self._name:
+            self._measured, self._first = state["measured"], list(state["since"])
+            self._watch.restore(state)
 
     def due(self, step: int, after: int, between: int) -> bool:
         """Tell whether to measure in a step; selections begin ``after`` steps and are ``between`` steps apart."""
