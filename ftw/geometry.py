@@ -242,7 +242,25 @@ class Rotated:
         return [Piece(x, x if right is left else right.transform(xp, self.left, self.right), self.values)]
 
 
-@_array.pytree(data=("u", "s", "vt"))
+class Gains(NamedTuple):
+    """By what a spectral function multiplies the parts of a change; see `Polar`.
+
+    Attributes
+    ----------
+    symmetric : array (r, r)
+        Of ``(K + K') / 2``; symmetric, as the next.
+    antisymmetric : array (r, r)
+        Of ``(K - K') / 2``.
+    outside : array (r,)
+        Of what lies outside of the row or the column space.
+    """
+
+    symmetric: Any
+    antisymmetric: Any
+    outside: Any
+
+
+@_array.pytree(data=("u", "s", "vt", "gains"))
 @dataclass(frozen=True, eq=False)
 class Polar:
     """Derivative of the polar factor ``U V'`` at ``M = U diag(s) V'``: what Muon does to a small change of M.
@@ -251,21 +269,26 @@ class Polar:
 
         P E = U [(K - K')_ij / (s_i + s_j)] V'  +  U S^-1 U' E (I - V V')  +  (I - U U') E V S^-1 V'.
 
-    It is the Hessian of the nuclear norm at M, hence symmetric and PSD.
+    It is the Hessian of the nuclear norm at M, hence symmetric and PSD. For another function f of the singular values,
+    ``U f(s) V'``, the parts of K, and what lies outside, have other `Gains` in place of (0, 2 / (s_i + s_j), 1 / s_i):
+    ``(f(s_i) - f(s_j)) / (s_i - s_j)``, ``(f(s_i) + f(s_j)) / (s_i + s_j)``, ``f(s_i) / s_i``.
 
     Parameters
     ----------
     u : array (d_out, r)
         Left singular vectors; r = min(d_out, d_in).
     s : array (r,)
-        Singular values, positive: floor them first (`ftw.optimizers.muon` does), for P grows like 1 / s.
+        Singular values; without ``gains`` positive, floor them first, for P grows like 1 / s.
     vt : array (r, d_in)
         Right singular vectors, transposed.
+    gains : Gains, optional
+        Those of another function, none negative (`ftw.optimizers.muon` has those of the Newton-Schulz steps).
     """
 
     u: Array
     s: Array
     vt: Array
+    gains: Gains | None = None
 
     def __post_init__(self) -> None:
         _array.register_pytrees()
@@ -282,6 +305,24 @@ class Polar:
             raise ValueError(
                 f"Polar for {name!r}: u {u}, s {s}, vt {vt} must be (d_out, r), (r,), (r, d_in), r = min(d)"
             )
+        shapes = [tuple(x.shape) for x in self.gains or ()]
+        if shapes and shapes != [s + s, s + s, s]:
+            raise ValueError(f"Polar for {name!r}: gains {shapes} must be {s + s}, {s + s}, {s}")
+
+    def scaled(self, factor: Any) -> Polar:
+        """Return ``factor * P``, for a number or 0-d array that is not negative."""
+        if self.gains is not None:
+            return Polar(self.u, self.s, self.vt, Gains(*(x * factor for x in self.gains)))
+        xp = _array.namespace(self.s)
+        factor = _array.scalar_like(factor, self.s)
+        return Polar(self.u, self.s / xp.where(factor != 0, factor, xp.inf), self.vt)
+
+    def _gains(self) -> tuple[Any, Any, Any]:
+        """Return the gains; None for no symmetric part."""
+        if self.gains is not None:
+            return self.gains
+        s: Any = self.s
+        return None, 2 / (s[:, None] + s[None, :]), 1 / s
 
     def apply(self, g: Array) -> Any:
         """Return P g, for g (..., d_out, d_in)."""
@@ -296,14 +337,17 @@ class Polar:
         return self._power(g, 0.5)
 
     def _power(self, g: Any, power: float) -> Any:
-        """Return P^power g: the antisymmetric part of K has eigenvalues 2 / (s_i + s_j), what is outside 1 / s_i."""
+        """Return P^power g: the gains are P's eigenvalues."""
         xp = _array.namespace(self.u, self.s, self.vt, g)
         g = _array.widen(xp, g)
-        u, s, vt = _array.cast(self.u, g), _array.cast(self.s, g), _array.cast(self.vt, g)
+        u, vt = _array.cast(self.u, g), _array.cast(self.vt, g)
+        gains: list[Any] = [x if x is None else _array.cast(x, g) ** power for x in self._gains()]
+        both, skew, beyond = gains
         k = u.T @ g @ vt.T  # (..., r, r)
-        skew = (k - xp.matrix_transpose(k)) / 2  # (..., r, r)
-        total = u @ (skew * (2 / (s[:, None] + s[None, :])) ** power) @ vt
-        beyond = s**-power  # (r,)
+        part = (k - xp.matrix_transpose(k)) / 2 * skew  # (..., r, r)
+        if both is not None:
+            part = part + (k + xp.matrix_transpose(k)) / 2 * both
+        total = u @ part @ vt
         if self.shape[1] > self.shape[0]:  # wide: something lies outside the row space
             total = total + u @ (beyond[:, None] * (u.T @ g - k @ vt))
         if self.shape[0] > self.shape[1]:  # tall
@@ -312,13 +356,14 @@ class Polar:
 
     def split(self, xp: Any, left: Record, right: Record) -> list[Piece]:
         """Return the pieces of ``<left_i, P right_j>``."""
-        s, v = self.s, self.vt.T  # (r,), (d_in, r)
+        v = self.vt.T  # (d_in, r)
+        both, skew, beyond = self._gains()
 
-        def skew(record: Record) -> Record:
+        def turned(record: Record, sign: int) -> Record:
             k = record.transform(xp, self.u, v)  # G_i -> U' G_i V: (r, r)
-            return Sum((k, k.transposed(xp).negated(xp)))
+            return Sum((k, k.transposed(xp) if sign > 0 else k.transposed(xp).negated(xp)))
 
-        def beyond(record: Record) -> Record | None:
+        def outside(record: Record) -> Record | None:
             if self.shape[1] > self.shape[0]:  # U' G_i (I - V V'): (r, d_in)
                 x = record.transform(xp, self.u, None)
                 return Sum((x, x.transform(xp, None, v).transform(xp, None, self.vt).negated(xp)))
@@ -327,12 +372,15 @@ class Polar:
                 return Sum((x, x.transform(xp, self.u, None).transform(xp, self.u.T, None).negated(xp)))
             return None
 
-        x = skew(left)
-        pieces = [Piece(x, x if right is left else skew(right), 0.5 / (s[:, None] + s[None, :]))]
-        y = beyond(left)
+        pieces = []
+        for sign, gain in ((-1, skew), (1, both)):
+            if gain is not None:
+                x = turned(left, sign)
+                pieces.append(Piece(x, x if right is left else turned(right, sign), gain / 4))
+        y = outside(left)
         if y is not None:
-            z = y if right is left else beyond(right)
-            weights = 1 / s[:, None] if self.shape[1] > self.shape[0] else 1 / s[None, :]  # (r, 1) or (1, r)
+            z = y if right is left else outside(right)
+            weights = beyond[:, None] if self.shape[1] > self.shape[0] else beyond[None, :]  # (r, 1) or (1, r)
             pieces.append(Piece(y, z, weights))  # type: ignore[arg-type]
         return pieces
 

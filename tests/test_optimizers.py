@@ -177,14 +177,28 @@ def test_muon_against_the_derivative_of_newton_schulz(shape, decay, nesterov):
         cosines.append(cosine(-update.operator.apply(e), exact))
     assert np.mean(cosines) >= 0.85
     whole = -(update.offset + update.operator.apply(a))
-    assert cosine(whole, real(a)) > 0.95
+    assert_allclose(whole, real(a), rtol=1e-9, atol=1e-12)
 
 
-def newton_schulz(x, steps=5):
+@pytest.mark.parametrize("shape", [(5, 5), (4, 6), (6, 4)])
+def test_muon_is_the_nearest_psd_operator(shape):
+    """To the derivative, with the norm held, of Newton-Schulz: its eigenvalues below zero are left out."""
+    M = torch.from_numpy(np.random.default_rng(2).normal(size=shape))
+    update = rules.muon(M, lr=1.0, momentum=0.5, nesterov=False, adjust_lr_fn="none")
+    D = torch.func.jacrev(lambda x: newton_schulz(x, norm=(M / 2).norm()))(M / 2).reshape(M.numel(), -1) / 2
+    assert_allclose(D, D.T, rtol=0, atol=1e-12)
+    values, vectors = torch.linalg.eigh(D)
+    assert float(values.min()) < -0.01
+    nearest = vectors * values.clamp_min(0) @ vectors.T
+    ours = [update.operator.apply(e.reshape(shape)).reshape(-1) for e in torch.eye(M.numel(), dtype=M.dtype)]
+    assert_allclose(torch.stack(ours), nearest, rtol=0, atol=1e-11 * float(values.max()))
+
+
+def newton_schulz(x, steps=5, norm=None):
     a, b, c = 3.4445, -4.7750, 2.0315
     flip = x.shape[0] > x.shape[1]
     x = x.T if flip else x
-    x = x / x.norm()
+    x = x / (x.norm() if norm is None else norm)
     for _ in range(steps):
         k = x @ x.T
         x = a * x + (b * k + c * k @ k) @ x
@@ -207,8 +221,7 @@ def test_muon_points_where_torch_goes(adjust):
         old = p.detach().clone()
         optimizer.step()
         change, real = -(update.offset + update.operator.apply(g)), p.detach() - old
-        assert cosine(change, real) > 0.95
-        assert 0.6 < float(change.norm() / real.norm()) < 1.5
+        assert float((change - real).norm() / real.norm()) < 0.05  # torch takes its steps in bfloat16
 
 
 def test_lion_against_a_step_by_hand(xp, rng):

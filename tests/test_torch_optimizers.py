@@ -128,8 +128,8 @@ def spectrum(shape, power):
 def test_muon_points_where_its_newton_schulz_steps_do(shape, options, power):
     """Cosine with the derivative of the real step, by differences in float64, at momenta of decaying spectra.
 
-    Square matrices fall short: Newton-Schulz leaves singular values between 0.7 and 1.2, and what these oscillations do
-    to the symmetric part of a change has no sign, so that no positive operator can hold it.
+    Of square matrices of slow decay more falls short: Newton-Schulz leaves singular values between 0.7 and 1.2, and
+    what these oscillations do to the symmetric part of a change is in part negative, which no PSD operator can hold.
     """
     from torch.optim import _muon
 
@@ -162,7 +162,7 @@ def test_muon_points_where_its_newton_schulz_steps_do(shape, options, power):
         exact = (polynomial(a.double() + h * direction) - polynomial(a.double() - h * direction)) / (2 * h)
         ours = operator.apply(direction).double()
         cosines.append(float((exact * ours).sum() / exact.norm() / ours.norm()))
-    assert sum(cosines) / len(cosines) >= (0.85 if shape[0] != shape[1] else 0.65)
+    assert sum(cosines) / len(cosines) >= (0.78 if shape == (24, 24) and power == 1 else 0.92)
 
 
 def test_muon_takes_matrices_beside_an_adam_for_the_rest():

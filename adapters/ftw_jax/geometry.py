@@ -124,15 +124,17 @@ def _read(
         wide = jnp.promote_types(a.dtype, jnp.float32)
         inputs.append(Live(a, leaf, jnp.ones((), wide), jnp.zeros((), bool)))
     inputs += [Known(x, x if jnp.ndim(x) == 0 else None) for x in jax.tree.leaves((opt_state, params))]
-    outs = run(program, inputs, damping, orthogonal=_muon_leaves(opt_state, names, params))
+    muon = _muon_leaves(opt_state, names, params)
+    outs = run(program, inputs, damping, orthogonal=frozenset(muon))
     for leaf, (name, out) in enumerate(zip(names, outs, strict=True)):
         _check(name, leaf, out, leaves[name].shape, opt_state)
     zeros = [out.zero for out in outs if isinstance(out, Live)]
     nothing = jnp.all(jnp.stack(zeros)) if zeros and through_zero else jnp.asarray(False)
-    return {name: _update(out, a, nothing, damping) for (name, a), out in zip(at.items(), outs, strict=True)}
+    every = zip(at.items(), outs, strict=True)
+    return {name: _update(out, a, nothing, damping, muon.get(i)) for i, ((name, a), out) in enumerate(every)}
 
 
-def _update(out: Any, a: Any, nothing: Any, damping: float) -> LinearUpdate:
+def _update(out: Any, a: Any, nothing: Any, damping: float, coefficients: Any) -> LinearUpdate:
     """Return the affine function that an output stands for; ``nothing`` (): look through its zero."""
     if isinstance(out, Known):
         return LinearUpdate(-out.value, Scale(0.0))
@@ -140,10 +142,16 @@ def _update(out: Any, a: Any, nothing: Any, damping: float) -> LinearUpdate:
     if out.polar is not None:
         scale = jnp.where(out.zero, jnp.where(nothing, jnp.abs(scale), 0), scale)
         unit = optimizers.muon(
-            None, lr=1.0, momentum=0.0, adjust_lr_fn="none", anticipate=out.polar, damping=damping
+            None,
+            lr=1.0,
+            momentum=0.0,
+            adjust_lr_fn="none",
+            ns_coefficients=coefficients,
+            anticipate=out.polar,
+            damping=damping,
         ).operator  # of the matrix that is orthogonalised
         if isinstance(unit, Polar):
-            operator: Operator = Polar(unit.u, unit.s / jnp.where(scale != 0, scale, jnp.inf), unit.vt)
+            operator: Operator = unit.scaled(scale)
         else:  # it is zero, and known to be
             operator = Scale(scale)
         return LinearUpdate(-out.value - operator.apply(a), operator)
@@ -187,16 +195,17 @@ def _state_types(opt_state: Any) -> list[str]:
     return [n for n in found if n not in ("MaskedNode", "EmptyState", "MaskedState", "PartitionState")]
 
 
-def _muon_leaves(opt_state: Any, names: list[str], params: Any) -> frozenset[int]:
-    """Return the numbers of the parameters for which a state of the type MuonState keeps a momentum."""
-    found: set[str] = set()
+def _muon_leaves(opt_state: Any, names: list[str], params: Any) -> dict[int, Any]:
+    """Return ``{number: coefficients}`` of the parameters for which a state of the type MuonState keeps a momentum."""
+    found: dict[str, Any] = {}
 
     def visit(node: Any) -> None:
         if type(node).__name__ == "MuonState":
-            found.update(jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_flatten_with_path(node.mu)[0])
+            leaves = jax.tree_util.tree_flatten_with_path(node.mu)[0]
+            found.update((jax.tree_util.keystr(path), jnp.asarray(node.ns_coeffs)) for path, _ in leaves)
         children = node.values() if isinstance(node, Mapping) else node if isinstance(node, (tuple, list)) else ()
         for child in children:
             visit(child)
 
     visit(opt_state)
-    return frozenset(i for i, name in enumerate(names) if name in found)
+    return {i: found[name] for i, name in enumerate(names) if name in found}

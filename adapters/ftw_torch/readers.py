@@ -169,6 +169,8 @@ def _muon(p: Tensor, state: Any, group: Any, *, lr: Any, anticipate: Tensor | No
         momentum=group["momentum"],
         nesterov=group["nesterov"],
         adjust_lr_fn=group["adjust_lr_fn"],
+        ns_coefficients=group["ns_coefficients"],
+        ns_steps=group["ns_steps"],
         damping=damping,
         **_given(p, group, anticipate, coupled=False),
     )

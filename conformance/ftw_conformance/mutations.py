@@ -85,17 +85,18 @@ MUTATIONS: list[Mutation] = [
     *_all(
         "geometry.py",
         (
-            "(skew * (2 / (s[:, None] + s[None, :])) ** power)",
-            "(skew * (2 / (s[:, None] * s[None, :])) ** power)",
+            "return None, 2 / (s[:, None] + s[None, :])",
+            "return None, 2 / (s[:, None] * s[None, :])",
             "Polar divides by a product",
         ),
         (
-            "Sum((k, k.transposed(xp).negated(xp)))",
-            "Sum((k, k.transposed(xp)))",
+            "k.transposed(xp) if sign > 0 else",
+            "k.transposed(xp) if sign < 0 else",
             "Polar: symmetric in place of antisymmetric part",
         ),
-        ("0.5 / (s[:, None] + s[None, :])", "1.0 / (s[:, None] + s[None, :])", "Polar: a factor of two"),
-        ("weights = 1 / s[:, None] if", "weights = 1 / s[:, None] ** 2 if", "Polar: what lies outside, squared"),
+        ("right, sign), gain / 4", "right, sign), gain / 2", "Polar: a factor of two"),
+        ("weights = beyond[:, None] if", "weights = beyond[:, None] ** 2 if", "Polar: what lies outside, squared"),
+        ("transpose(k)) / 2 * both", "transpose(k)) / 2 * skew", "Polar: one gain for both parts of K"),
         (
             "halves = self.left**0.5, self.right**0.5",
             "halves = self.left, self.right",
@@ -261,6 +262,8 @@ MUTATIONS: list[Mutation] = [
             "of_gradient = 1 - momentum if nesterov",
             "Muon's Nesterov coefficient",
         ),
+        ("xp.where(slope < 0, 0.0, slope)", "xp.abs(slope)", "Muon keeps its negative part, turned over"),
+        ("_slope(steps, row, -column)", "_slope(steps, row, column)", "Muon: one slope for both parts"),
     ),
     *_all(
         "filters.py",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from ftw import _array
 from ftw._array import Array, widen
-from ftw.geometry import Diagonal, Polar, Rotated, Scale
+from ftw.geometry import Diagonal, Gains, Polar, Rotated, Scale
 
 from ._update import LinearUpdate, correction, decoupled, inverse_root, number, pick
 
@@ -94,15 +95,19 @@ def muon(
     nesterov: bool = True,
     weight_decay: float = 0.0,
     adjust_lr_fn: str | None = None,
-    floor: float = 0.002,
+    ns_coefficients: Sequence[Any] = (3.4445, -4.7750, 2.0315),
+    ns_steps: int = 5,
     param: Array | None = None,
     anticipate: Array | None = None,
     damping: float = 0.0,
 ) -> LinearUpdate:
-    """Muon (Jordan et al. 2024): the differential of the polar factor at the momentum that will be orthogonalised.
+    """Muon (Jordan et al. 2024): the derivative of its Newton-Schulz steps at the momentum that will go through them.
 
     With ``M = c_m buffer + c_g a = U diag(s) V'`` as the next step forms it (c_g = 1 - mu, with Nesterov 1 - mu^2; a is
-    the anticipated gradient), the change is ``-lr' U V'`` at g = a and moves with g by ``lr' c_g Polar(U, s, V)``.
+    the anticipated gradient), the change is ``-lr' U f(s / |s|) V'`` at g = a, where f takes the steps ``x <- c0 x +
+    c1 x^3 + c2 x^5``: it brings singular values close to one. With g it moves by ``lr' c_g / |s|`` times the derivative
+    of this function of singular values, for which see `ftw.Polar`. Its symmetric part has gains of both signs, for f
+    goes up and down on its way; those below zero are left out, which leaves the nearest PSD operator.
 
     Parameters
     ----------
@@ -117,9 +122,10 @@ def muon(
     adjust_lr_fn : {None, "original", "match_rms_adamw"}
         How lr' follows from lr and the shape: times sqrt(max(1, d_out / d_in)) (None is the same), or
         0.2 sqrt(max(d_out, d_in)); with any other word, not at all.
-    floor : float
-        Singular values are taken to be at least this multiple of the largest one: P grows like 1 / s, while five
-        Newton-Schulz steps amplify nothing more than 3.4445^5, about 500 times.
+    ns_coefficients : three floats, or several rows of three
+        Of the Newton-Schulz polynomial; of several, one a step.
+    ns_steps : int
+        Not used where there are several rows.
     param : array, optional
         Without it the offset leaves the decay out.
     anticipate : array, optional
@@ -130,8 +136,8 @@ def muon(
     Returns
     -------
     LinearUpdate
-        The operator is a `Polar`. It ranks and weighs samples; Newton-Schulz steps leave singular values between 0.7
-        and 1.2, so that the change itself is predicted in direction only.
+        The operator is a `Polar`. It ranks and weighs samples: the change is predicted at g = a and, nearby, in
+        direction.
     """
     del step
     some = momentum_buffer if momentum_buffer is not None else anticipate
@@ -155,14 +161,45 @@ def muon(
     finite = xp.all(xp.isfinite(M))
     u, s, vt = xp.linalg.svd(xp.where(finite, M, 0.0), full_matrices=False)  # (d_out, r), (r,), (r, d_in)
     largest = xp.max(s)
-    s = xp.where(s < floor * largest, floor * largest, s) + damping * xp.sqrt(xp.mean(s * s))
-    s = xp.where(largest > 0, s, 1.0)
-    s = xp.where(finite, s, xp.nan)  # an SVD of a NaN raises on some backends: it must show as one
-    operator = Polar(u, s / _array.scalar_like(rate * of_gradient, s), vt)
-    offset = rate * xp.where(largest > 0, u @ vt, 0.0)
+    largest = xp.where(largest > 0, largest, 1.0)
+    unit = s / largest  # (r,): squares of the values themselves could overflow
+    norm = xp.sqrt(xp.sum(unit * unit))
+    moved = unit + damping * norm / math.sqrt(s.shape[0])  # (r,)
+    length = xp.sqrt(xp.sum(moved * moved))
+    unit, x = (y / xp.where(z > 0, z, 1.0) for y, z in ((unit, norm), (moved, length)))  # (r,), (r,)
+    row, column, none = x[:, None], x[None, :], xp.zeros_like(x)
+    steps = _polynomials(ns_coefficients, ns_steps)
+    factor = _array.scalar_like(rate * of_gradient, s) / xp.where(length > 0, length, 1.0) / largest
+    slopes = _slope(steps, row, column), _slope(steps, row, -column), _slope(steps, x, none)  # (r, r), (r, r), (r,)
+    gains = [xp.where(slope < 0, 0.0, slope) * factor for slope in slopes]
+    broken = xp.where(finite, xp.ones_like(largest), xp.nan)  # an SVD of a NaN raises on some backends: it must show
+    operator = Polar(u, s, vt, Gains(*(gain * broken for gain in gains)))
+    f = unit * _slope(steps, unit, none)  # (r,): f(x) = x f[x, 0]
+    offset = rate * ((u * (f * broken)) @ vt)
     if anticipate is not None:
         offset = offset - operator.apply(anticipate)
     return LinearUpdate(decoupled(offset, lr, weight_decay, param), operator)
+
+
+def _polynomials(coefficients: Sequence[Any], steps: int) -> list[tuple[Any, Any, Any]]:
+    """Return the coefficients of each step."""
+    rows = list(coefficients)
+    if getattr(rows[0], "ndim", 0) or isinstance(rows[0], (tuple, list)):
+        return [(row[0], row[1], row[2]) for row in rows]
+    return [(rows[0], rows[1], rows[2])] * steps
+
+
+def _slope(steps: list[tuple[Any, Any, Any]], x: Any, y: Any) -> Any:
+    """Return ``(f(x) - f(y)) / (x - y)`` of the odd polynomials one after another: no division, the slope where x = y.
+
+    Of one, ``a x + b x^3 + c x^5``, it is ``a + b (x^2 + x y + y^2) + c (x^4 + x^3 y + x^2 y^2 + x y^3 + y^4)``.
+    """
+    total: Any = 1.0
+    for a, b, c in steps:
+        squares, product = x * x + y * y, x * y
+        total = total * (a + b * (squares + product) + c * (squares * squares + product * (squares - product)))
+        x, y = (z * (a + b * z * z + c * z * z * z * z) for z in (x, y))
+    return total
 
 
 def _adjusted(adjust_lr_fn: str | None, height: int, width: int) -> float:

@@ -56,11 +56,12 @@ def matrix(operator: Any, shape: tuple[int, ...]) -> Array:
         basis = np.kron(left, right)  # rows: entries of G, columns: directions
         return basis @ np.diag(values.reshape(-1)) @ basis.T
     u, s, vt = (np.asarray(x, dtype=float) for x in (operator.u, operator.s, operator.vt))
-    return np.stack([polar(u, s, vt, e.reshape(shape)).reshape(-1) for e in np.eye(p)], axis=1)
+    gains = operator.gains and [np.asarray(x, dtype=float) for x in operator.gains]
+    return np.stack([polar(u, s, vt, e.reshape(shape), gains).reshape(-1) for e in np.eye(p)], axis=1)
 
 
-def polar(u: Array, s: Array, vt: Array, g: Array) -> Array:
-    """Return the derivative of the polar factor at ``u diag(s) vt`` along g.
+def polar(u: Array, s: Array, vt: Array, g: Array, gains: Any = None) -> Array:
+    """Return the derivative of the polar factor at ``u diag(s) vt`` along g, or what ``gains`` make of its parts.
 
     With full bases U and V, and s padded by zeros, direction by direction: the antisymmetric part of the square block
     is divided by the mean of two singular values, what lies outside it by one.
@@ -71,14 +72,15 @@ def polar(u: Array, s: Array, vt: Array, g: Array) -> Array:
     C = U.T @ g @ V  # (d_out, d_in)
     r = len(s)
     out = np.zeros((rows, columns))
+    both, skew, beyond = gains or (np.zeros((r, r)), 2 / (s[:, None] + s), 1 / s)
     for i in range(rows):
         for j in range(columns):
             if i < r and j < r:
-                out[i, j] = (C[i, j] - C[j, i]) / (s[i] + s[j])
+                out[i, j] = skew[i, j] * (C[i, j] - C[j, i]) / 2 + both[i, j] * (C[i, j] + C[j, i]) / 2
             elif i < r:
-                out[i, j] = C[i, j] / s[i]
+                out[i, j] = C[i, j] * beyond[i]
             elif j < r:
-                out[i, j] = C[i, j] / s[j]
+                out[i, j] = C[i, j] * beyond[j]
     return U @ out @ V.T
 
 

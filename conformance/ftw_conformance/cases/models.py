@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 import ftw
+from ftw.geometry import Gains
 
 __all__ = ["KINDS", "RECORDS", "SMALL", "geometry", "operator", "orthonormal", "psd", "record", "records", "target"]
 
@@ -65,7 +66,7 @@ def records(rng: Rng, n: int, t: int = 3, names: tuple[str, ...] = SMALL) -> dic
     return {name: record(rng, name, n, t) for name in names}
 
 
-KINDS = ("scale", "diagonal", "kronecker", "vectors", "mixed", "rotated", "low", "left", "right", "polar")
+KINDS = ("scale", "diagonal", "kronecker", "vectors", "mixed", "rotated", "low", "left", "right", "polar", "spectral")
 
 
 def operator(rng: Rng, kind: str, shape: tuple[int, ...]) -> Any:
@@ -92,7 +93,10 @@ def operator(rng: Rng, kind: str, shape: tuple[int, ...]) -> Any:
         )
         return ftw.Rotated(left, rng.uniform(0, 2, size=shape), right)
     u, s, vt = np.linalg.svd(rng.normal(size=shape), full_matrices=False)
-    return ftw.Polar(u, s + 0.3, vt)
+    if kind == "polar":
+        return ftw.Polar(u, s + 0.3, vt)
+    both, skew = (x + x.T for x in (rng.uniform(0, 1, size=(len(s), len(s))) for _ in range(2)))
+    return ftw.Polar(u, s, vt, Gains(both, skew, rng.uniform(0, 2, size=len(s))))
 
 
 def geometry(rng: Rng, gradients: Mapping[str, Any], kind: str | int = "diagonal") -> dict[str, Any]:

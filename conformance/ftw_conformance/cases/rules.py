@@ -345,10 +345,11 @@ def muon(
     nesterov: bool = True,
     weight_decay: float = 0.0,
     adjust_lr_fn: Any = None,
-    floor: float = 0.002,
+    ns_coefficients: Any = (3.4445, -4.7750, 2.0315),
+    ns_steps: int = 5,
     param: Any = None,
 ) -> Array:
-    """Return the polar factor of the momentum, and its derivative there with the singular values floored."""
+    """Return the Newton-Schulz steps of the momentum, and their derivative there without its negative part."""
     from .explicit import polar
 
     mine, theirs = (1 - momentum**2, momentum**2) if nesterov else (1 - momentum, momentum)
@@ -362,10 +363,31 @@ def muon(
     if not np.any(M):
         change = -rate * mine * g
     else:
+        odd = np.zeros((6, ns_steps))
+        odd[1::2] = np.asarray(ns_coefficients, dtype=float).reshape(-1, 3).T
+        steps = [np.polynomial.Polynomial(c) for c in odd.T]
+
+        def f(x: Array) -> Array:
+            for step in steps:
+                x = step(x)
+            return x
+
+        def slope(x: Array) -> Array:
+            out = np.ones_like(x)
+            for step in steps:
+                out, x = out * step.deriv()(x), step(x)
+            return out
+
         u, values, vt = np.linalg.svd(M, full_matrices=False)
-        values = np.maximum(values, floor * values[0]) + damping * np.sqrt(np.mean(values**2))
+        moved = values + damping * np.sqrt(np.mean(values**2))
+        x = moved / np.linalg.norm(moved)
+        apart = x[:, None] - x + np.eye(len(x))
+        both = np.where(np.eye(len(x)) > 0, slope(x), (f(x)[:, None] - f(x)) / apart)
+        gains = [both, (f(x)[:, None] + f(x)) / (x[:, None] + x), f(x) / x]
+        gains = [np.maximum(gain, 0) / np.linalg.norm(moved) for gain in gains]
         here = np.zeros(g.shape) if a is None else a
-        change = -rate * (u @ vt + mine * polar(u, values, vt, g - here))
+        there = u @ np.diag(f(values / np.linalg.norm(values))) @ vt
+        change = -rate * (there + mine * polar(u, values, vt, g - here, gains))
     return decayed(change, lr, weight_decay, param) if weight_decay else change
 
 

@@ -174,7 +174,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
         {"nesterov": False, "momentum": 0.8},
         {"adjust_lr_fn": "match_rms_adamw", "weight_decay": 0.3},
         {"adjust_lr_fn": "original"},
-        {"adjust_lr_fn": "none", "floor": 0.4},
+        {"adjust_lr_fn": "none", "ns_steps": 3, "ns_coefficients": (1.5, -0.5, 0.0)},
     ],
     "soap": [{}, {"betas": (0.7, 0.9), "eps": 0.1, "weight_decay": 0.3}],
 }
