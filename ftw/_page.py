@@ -7,9 +7,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ._record import Record, number_in, numbers_in
+from ._page_samples import chosen, counted, lengths
+from ._record import Record, Run, number_in, numbers_in
 from ._summary import highlighted, metric, paired, pool_shares, summarise, table, written
-from ._svg import bars, chart, curve_of, safe
+from ._svg import chart, columns, curve_of, safe
 
 __all__ = ["STYLE", "render"]
 
@@ -79,19 +80,21 @@ def render(record: Record) -> str:
         _curves(record),
         _results(record),
         _sources(record),
+        lengths(record),
         _details(record),
         _reading(record),
+        chosen(record, _source_colours(record)),
         _setup(record),
     ]
-    damaged = f" {record.damaged} damaged line(s) were passed over." if record.damaged else ""
+    damaged = f" Passed over: {counted(record.damaged, 'damaged line')}." if record.damaged else ""
+    made = f"Made by ftw (Filter-then-Weight) from the record of {counted(len(record.runs), 'run')}.{damaged}"
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{title}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n<h1>{title}</h1>\n{note}"
         + "\n".join(filter(None, parts))
-        + f"\n<footer>Made by ftw (Filter-then-Weight) from the record of {len(record.runs)} run(s).{damaged}</footer>"
-        + "\n</main>\n</body>\n</html>\n"
+        + f"\n<footer>{made}</footer>\n</main>\n</body>\n</html>\n"
     )
 
 
@@ -141,13 +144,21 @@ def _results(record: Record) -> str:
     for name, *cells in rows:
         numbers = "".join(f"<td>{_minus(safe(cell))}</td>" for cell in cells)
         body += f"<tr{' class=best' if name == best else ''}><td>{safe(name)}</td>{numbers}</tr>"
+    several = any(len(runs) > 1 for runs in record.methods.values())
+    spread = ", mean ± standard deviation over the runs" if several else ""
+    words = {
+        "start": f"Start and end: {CHARTS[metric(record)].lower()}{spread}.",
+        "against": "Against: the difference to a method in runs of the same seed, negative is better, and in how many "
+        "of them it is negative.",
+        "from": "From domain: share of the picks that came from the target domain, by number and by weight.",
+        "effective": "Effective: (Σw)² / Σw² of a step.",
+        "seconds": "Seconds: of a run, without evaluation.",
+    }
+    said = [text for word, text in words.items() if any(cell.startswith(word) for cell in head)]
     return (
         '<section><h2>Results</h2><div class="scroll">'
         f"<table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>"
-        f'<p class="soft small">Start and end: {CHARTS[metric(record)].lower()}, mean ± standard deviation over the '
-        "runs. Against: the difference to a method in runs of the same seed, negative is better, and in how many of "
-        "them it is negative. From domain: share of the picks that came from the target domain, by number and by "
-        "weight. Effective: (Σw)² / Σw² of a step. Seconds: of a run, without evaluation.</p></section>"
+        f'<p class="soft small">{" ".join(said)}</p></section>'
     )
 
 
@@ -156,14 +167,16 @@ def _sources(record: Record) -> str:
     colours = _source_colours(record)
     if len(colours) < 2:
         return ""
-    panels = "".join(
-        f"<figure><h3>{safe(method)}</h3>{bars(runs, colours)}</figure>" for method, runs in record.methods.items()
-    )
+    panels = {method: (_picked(runs), pool_shares(runs)) for method, runs in record.methods.items()}
     return (
         '<section><h2>Where the picks came from</h2><p class="soft small">Share of the samples trained on, by source, '
         f"over the steps; the column on the left is the pool they were picked from.</p>{_key(colours)}"
-        f'<div class="grid">{panels}</div></section>'
+        f"{columns(panels, colours)}</section>"
     )
+
+
+def _picked(runs: Sequence[Run]) -> list[tuple[int, str]]:
+    return [(step, str(sample.get("source", "?"))) for run in runs for step, sample in run.samples("picked")]
 
 
 def _details(record: Record) -> str:
@@ -193,7 +206,7 @@ def _times(record: Record) -> str:
                 parts.setdefault(part, []).extend(numbers_in([value]))
         words = [f"{safe(part)} {statistics.fmean(values):.3g} s" for part, values in parts.items() if values]
         states = Counter(str(line["status"]) for line in lines if line.get("status") not in (None, 0, "OK"))
-        words += [f"{safe(state)} in {count} steps" for state, count in states.items()]
+        words += [f"{safe(state)} in {counted(count, 'step')}" for state, count in states.items()]
         if words:
             rows.append(f"<dt>{safe(method)}</dt><dd>{', '.join(words)}</dd>")
     return f"<figure><h3>Time of a step</h3><dl>{''.join(rows)}</dl></figure>" if rows else ""
@@ -223,8 +236,9 @@ def _reading(record: Record) -> str:
         )
     return (
         "<section><h2>What was picked, what was refused</h2>"
-        f'<p class="soft small">{safe(run.name)}. A score says how much a sample alone would lower the loss on the '
-        "target, on a scale of the step's own. Refused: the best scores that were passed over, and the worst.</p>"
+        f'<p class="soft small">Of the run “{safe(run.name)}”. A score says how much a sample alone would lower the '
+        "loss on the target, on a scale of the step's own. Refused: the best scores that were passed over, and the "
+        "worst.</p>"
         f"{''.join(blocks)}</section>"
     )
 
@@ -235,15 +249,22 @@ def _card(sample: Mapping[str, Any], colours: Mapping[str, int]) -> str:
     facts = "".join(f"<span>{name} {_minus(f'{n:.3g}')}</span>" for name, n in numbers.items() if n is not None)
     return (
         f'<div class="sample" style="--c:var(--c{colours.get(source, 1)})"><div><b>{safe(source)}</b>{facts}</div>'
-        f"<pre>{safe(sample.get('text', ''))}</pre></div>"
+        f"<pre>{safe(str(sample.get('text', '')).rstrip())}</pre></div>"
     )
 
 
 def _setup(record: Record) -> str:
     """Return everything else that the header says."""
     known = {"kind", "format", "version", "text", "title", "note", "highlight", "domain"}
-    rows = "".join(f"<dt>{safe(k)}</dt><dd>{safe(v)}</dd>" for k, v in record.header.items() if k not in known)
+    rows = "".join(f"<dt>{safe(k)}</dt><dd>{safe(_flat(v))}</dd>" for k, v in record.header.items() if k not in known)
     return f"<section><h2>Setup</h2><dl>{rows}</dl></section>" if rows else ""
+
+
+def _flat(value: Any) -> Any:
+    """Return a mapping of words as one line of them."""
+    if isinstance(value, dict) and not any(isinstance(v, dict | list) for v in value.values()):
+        return ", ".join(f"{k} {v}" for k, v in value.items())
+    return value
 
 
 def _minus(number: str) -> str:

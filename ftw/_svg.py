@@ -11,11 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ._record import Run, numbers_in
-from ._summary import mean_of, pool_shares
+from ._summary import mean_of
 
-__all__ = ["bars", "chart", "curve_of", "safe"]
+__all__ = ["bars", "chart", "columns", "curve_of", "safe"]
 
 Point = tuple[float, float, float, float]  # step, mean, low, high
+Picks = Sequence[tuple[int, str]]  # step, kind
 COLUMNS = 120  # points of a curve, at most; a longer one is averaged over neighbouring steps
 
 
@@ -78,24 +79,29 @@ def chart(series: Sequence[tuple[str, int, list[Point]]], width: int, height: in
     return "".join(out) + "</svg>"
 
 
-def bars(runs: Sequence[Run], colours: Mapping[str, int], width: int = 340, height: int = 190) -> str:
-    """Return stacked columns as SVG: shares of the sources in the pool, then in the picks of successive steps."""
-    picks = [(step, str(sample.get("source", "?"))) for run in runs for step, sample in run.samples("picked")]
+def bars(
+    picks: Picks,
+    pool: Mapping[str, float],
+    colours: Mapping[str, int],
+    width: int = 340,
+    height: int = 190,
+) -> str:
+    """Return stacked columns as SVG: shares of the kinds in the pool, then in the picks (step, kind) by step."""
     steps = sorted({step for step, _ in picks})
     if not steps:
         return ""
-    count = min(15, len(steps))
+    count = min(15 if width < 500 else 30, len(steps))
     place = {step: i * count // len(steps) for i, step in enumerate(steps)}
-    columns: list[dict[str, float]] = [{} for _ in range(count)]
-    for step, source in picks:
-        column = columns[place[step]]
-        column[source] = column.get(source, 0.0) + 1
+    stacks: list[dict[str, float]] = [{} for _ in range(count)]
+    for step, kind in picks:
+        column = stacks[place[step]]
+        column[kind] = column.get(kind, 0.0) + 1
     top, bottom, start = 4.0, height - 24.0, 56.0
     pitch = (width - start) / count
     out = [f'<svg viewBox="0 0 {width} {height}" role="img">']
     for column, x, w in [
-        (pool_shares(runs), 0.0, 34.0),
-        *((c, start + i * pitch, pitch - 2) for i, c in enumerate(columns)),
+        (dict(pool), 0.0, 34.0),
+        *((c, start + i * pitch, pitch - 2) for i, c in enumerate(stacks)),
     ]:
         total, y = sum(column.values()), bottom
         for name in colours:
@@ -114,6 +120,18 @@ def bars(runs: Sequence[Run], colours: Mapping[str, int], width: int = 340, heig
     ]:
         out.append(f'<text x="{at}" y="{height - 7}" text-anchor="{anchor}">{label}</text>')
     return "".join(out) + "</svg>"
+
+
+def columns(panels: Mapping[str, tuple[Picks, Mapping[str, float]]], colours: Mapping[str, int]) -> str:
+    """Return `bars` of several panels (picks, pool) side by side; one alone takes the width of the page."""
+    if len(panels) > 1:
+        figures = (f"<figure><h3>{safe(name)}</h3>{bars(*panel, colours)}</figure>" for name, panel in panels.items())
+        return f'<div class="grid">{"".join(figures)}</div>'
+    (panel,) = panels.values()
+    return (
+        f'<figure class="wide">{bars(*panel, colours, 1000, 240)}</figure>'
+        f'<figure class="narrow">{bars(*panel, colours)}</figure>'
+    )
 
 
 def _scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:

@@ -8,7 +8,8 @@ line it was writing. Kinds of lines:
 - ``step``: run, step, and any of ``loss``, ``target_loss``, ``watch_loss`` (of a second target split), ``test_loss``,
   ``grad_norm``, ``match``, ``effective_size``, ``shrinkage``, ``status``, ``seconds`` (a number, or parts by name),
   ``pool`` (samples by source), and ``picked`` and ``refused``: lists of samples, each with any of ``index``,
-  ``weight``, ``score``, ``loss``, ``source``, ``length``, ``text``.
+  ``weight``, ``score``, ``loss``, ``source``, ``length``, ``text``, and ``id``, the same wherever a sample comes up.
+  ``offered`` has columns over the whole pool: ``id``, ``length``.
 
 The text of samples is left out unless asked for. ``python -m ftw.report run.jsonl`` makes the page: one HTML file
 without scripts or references, in which everything that comes from the data is escaped.

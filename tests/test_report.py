@@ -131,6 +131,46 @@ def test_page(tmp_path):
     assert "default-src 'none'" in page
 
 
+def write_offers(path, evil=""):
+    """A pool of four at each of six steps; a is picked in all, b in the last three, c and d never."""
+    with Recorder(path, text=True) as recorder:
+        for step in range(1, 7):
+            picked = ["a", "b"] if step > 3 else ["a"]
+            samples = [
+                {"id": i, "length": n, "text": f"text of {i}{evil}"} for i, n in zip("abcd", (4, 4, 9, 30), strict=True)
+            ]
+            recorder.step(
+                "run",
+                step,
+                loss=1.0 / step,
+                picked=[{**s, "weight": 1 / len(picked)} for s in samples if s["id"] in picked],
+                refused=[s for s in samples if s["id"] == "d"],
+                offered={"id": list("abcd" if step > 1 else "abd"), "length": [s["length"] for s in samples]},
+            )
+
+
+def test_the_page_follows_samples_through_the_steps(tmp_path):
+    write_offers(tmp_path / "run.jsonl", evil=EVIL)
+    page = render(read(tmp_path / "run.jsonl"))
+    words = " ".join(check(page).text.split())
+    most, least = words.split("The most and the least chosen samples")[1].split("Least")
+    assert most.index("sample apicked 6 of 6 timesmean weight 0.75") < most.index("sample bpicked 3 of 6 times")
+    assert least.index("sample dpicked 0 of 6 timeslength 30text of d") < least.index("sample cpicked 0 of 5 times")
+    assert words.count("Picks by length") == 1
+    assert re.findall(r"<title>(4|5 to 9|10 to 30): (\d+%)</title>", page)[:3] == [
+        ("4", "50%"),
+        ("5 to 9", "25%"),
+        ("10 to 30", "25%"),
+    ]
+
+
+def test_a_page_without_lengths_or_names_leaves_these_parts_out(tmp_path):
+    write_record(tmp_path / "run.jsonl")
+    text = check(render(read(tmp_path / "run.jsonl"))).text
+    assert "Picks by length" not in text
+    assert "chosen samples" not in text
+
+
 def test_everything_that_comes_from_the_data_is_escaped(tmp_path):
     write_record(tmp_path / "run.jsonl", evil=EVIL, note=EVIL, **{f"file {EVIL}": EVIL, "nested": [{"a": EVIL}]})
     parsed = check(render(read(tmp_path / "run.jsonl")))

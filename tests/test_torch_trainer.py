@@ -210,7 +210,47 @@ def test_the_record_of_a_run(tmp_path):
     assert run.values("match").keys() == {1, 2, 3, 4}
     assert "run" in report.render(record)
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    assert not any("text" in sample for line in lines for sample in line.get("picked", []))
+    assert not any("text" in x for line in lines for x in line.get("picked", []) + line.get("refused", []))
+
+
+class Letters:
+    """Decodes a number as a letter."""
+
+    def decode(self, ids, skip_special_tokens):
+        assert skip_special_tokens
+        return "".join(chr(ord("a") + i % 26) for i in ids)
+
+
+def test_a_record_that_is_asked_for_text_and_sources(tmp_path):
+    """Names, sources and text of what was picked and refused are those of the samples, in any order and padding."""
+    made = [{**x, "kind": i % 2} for i, x in enumerate(TRAIN)]
+    target = [{**x, "kind": 1} for x in TARGET]
+    options = {"max_steps": 14, "remove_unused_columns": False, "gradient_accumulation_steps": 2}
+    path = tmp_path / "run.jsonl"
+    common = {"record": path, "record_text": True, "record_source": "kind", "processing_class": Letters()}
+    run = trainer(tmp_path, train=made, target=target, options=options, eval_dataset=target, **common)
+    run.train()
+    assert run.evaluate()["eval_loss"] > 0
+    record = report.read(path)
+    (run,) = record.runs
+    text = {
+        Letters().decode([i for i, m in zip(x["input_ids"], x["attention_mask"], strict=True) if m], True): x
+        for x in made
+    }
+    names = {}
+    for step, line in run.steps.items():
+        assert line["pool"].keys() == {"0", "1"}
+        assert sum(line["pool"].values()) == len(line["offered"]["id"]) == len(line["offered"]["length"]) == 16
+        assert len(line["refused"]) == 8
+        for sample in line["picked"] + line["refused"]:
+            assert str(text[sample["text"]]["kind"]) == sample["source"]
+            assert sum(text[sample["text"]]["attention_mask"]) == sample["length"] + 1
+            assert names.setdefault(sample["id"], sample["text"]) == sample["text"], step
+            assert sample["id"] in line["offered"]["id"]
+    assert len(set(names.values())) == len(names) > 16
+    assert "chosen samples" in report.render(record)
+    with pytest.raises(ValueError, match="record_text needs processing_class"):
+        trainer(tmp_path, record=path, record_text=True)
 
 
 def test_no_record_where_nothing_selects(tmp_path):

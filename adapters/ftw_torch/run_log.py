@@ -7,6 +7,7 @@ import importlib.metadata
 import itertools
 import os
 import platform
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -32,19 +33,27 @@ class RunLog:
     name : str
         Of the run.
     seed : int, optional
+    text : bool
+        Keep the ``text`` of samples.
     **header
         For the record's header.
     """
 
     def __init__(
-        self, record: str | os.PathLike[str] | None, name: str, *, seed: int | None = None, **header: Any
+        self,
+        record: str | os.PathLike[str] | None,
+        name: str,
+        *,
+        seed: int | None = None,
+        text: bool = False,
+        **header: Any,
     ) -> None:
         self.name = name
         self.sums: dict[str, float] = {}
         self.counts: dict[str, int] = {}
         self.line: dict[str, Any] | None = None
         self.step = 0
-        self.path, self.seed, self.header = record, seed, header
+        self.path, self.seed, self.text, self.header = record, seed, text, header
         self.recorder: Recorder | None = None
 
     def add(
@@ -57,11 +66,13 @@ class RunLog:
         *,
         leaked: Sequence[int] = (),
         watch_loss: float | None = None,
+        about: Mapping[str, Sequence[str]] | None = None,
     ) -> list[int]:
         """Take in one selection over a pool of n; return the candidates that were dropped as not finite.
 
-        ``leaked`` are the picks that stand in the target too, ``watch_loss`` is that of a second target split. Several
-        selections of one step, by gradient accumulation, are averaged; the record lists the picks of each.
+        ``leaked`` are the picks that stand in the target too, ``watch_loss`` is that of a second target split,
+        ``about`` has columns (n,) for the record: ``id``, ``source``, ``text``. Several selections of one step, by
+        gradient accumulation, are averaged; the record lists the picks of each.
         """
         share = len(selection.indices) / n
         values = torch.stack(
@@ -99,7 +110,8 @@ class RunLog:
                 self.counts[name] = 1
         if self.path is not None:
             places = {"dropped": dropped, "leaked": list(leaked)}
-            self._describe(step, selection, means, Status(int(status)), places, lengths)
+            columns = dict(about or {}) | ({} if lengths is None else {"length": lengths.tolist()})
+            self._describe(step, selection, means, Status(int(status)), places, columns)
         return dropped
 
     def _describe(
@@ -109,28 +121,37 @@ class RunLog:
         means: dict[str, float],
         status: Status,
         places: dict[str, list[int]],
-        lengths: Any,
+        about: Mapping[str, Sequence[Any]],
     ) -> None:
         if step != self.step:
             self.write()
         self.step = step
-        columns = {"score": selection.scores.tolist(), "loss": selection.losses.tolist()}
-        if lengths is not None:
-            columns["length"] = lengths.tolist()
+        scores = selection.scores.tolist()
+        columns = {"score": scores, "loss": selection.losses.tolist(), **about}
         picked = describe(selection.indices.tolist(), selection.weights.tolist(), **columns)
+        others = sorted(
+            {*range(len(scores))} - {*selection.indices.tolist(), *places["dropped"]}, key=lambda i: -scores[i]
+        )
+        refused = describe([*others[:2], *others[2:][-2:]], **columns)  # the best that were passed over, and the worst
+        offered = {name: list(about[name]) for name in ("id", "length") if name in about}
+        pool = Counter(about.get("source", ()))
         seconds = means.pop("selection_seconds")
         means["loss"] = float(weighted_loss(selection))
         if self.line is None:
             self.line = {**means, "status": status.name, "seconds": {"selection": seconds}, "picked": picked}
-            self.line |= {"pools": 1, **places}
+            self.line |= {"pools": 1, "refused": refused, "offered": offered, "pool": pool, **places}
             return
         line, pools = self.line, self.line["pools"] + 1
-        for sample in picked:
+        for sample in (*picked, *refused):
             sample["pool"] = pools - 1
         for name, value in means.items():
             line[name] += (value - line[name]) / pools
         line["seconds"]["selection"] += seconds
         line["picked"] += picked
+        line["refused"] += refused
+        line["pool"] += pool
+        for name, values in offered.items():
+            line["offered"].setdefault(name, []).extend(values)
         for name, found in places.items():
             line[name] += found
         line["pools"] = pools
@@ -147,7 +168,7 @@ class RunLog:
         """Append the step's line to the record, with further fields."""
         if self.path is not None and self.line is not None:
             if self.recorder is None:
-                self.recorder = Recorder(self.path, packages=packages(), **self.header)
+                self.recorder = Recorder(self.path, text=self.text, packages=packages(), **self.header)
                 self.recorder.run(self.name, method="filter-then-weight", seed=self.seed)
             self.recorder.step(self.name, self.step, **self.line, **fields)
         self.line = None

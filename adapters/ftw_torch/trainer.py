@@ -32,9 +32,10 @@ from .losses import label_losses, token_counts
 from .run_log import RunLog, fingerprint, weighted_loss
 from .selector import FilterThenWeight
 from .trainer_callback import Between, Part
+from .trainer_record import about, decoder
 from .trainer_setup import check, offer, refuse
 from .trainer_step import Ranks, backward
-from .trainer_target import Leaks, TargetBatches, WatchedSplit
+from .trainer_target import Collated, Leaks, TargetBatches, WatchedSplit
 
 __all__ = ["FilterThenWeightMixin", "FilterThenWeightTrainer"]
 
@@ -84,6 +85,11 @@ class FilterThenWeightMixin(_Base):
         See `FilterThenWeight`.
     record : path, optional
         Append the run's record here, one JSON line an optimizer step; ``python -m ftw.report`` makes a page of it.
+    record_text : bool
+        Keep the samples' text in the record, as the trainer's ``processing_class`` decodes it.
+    record_source : str, optional
+        The entry (n,) of a batch that says where its samples come from, for the record; taken out of the batch before
+        the model sees it. Needs ``remove_unused_columns=False``.
 
     Notes
     -----
@@ -118,6 +124,8 @@ class FilterThenWeightMixin(_Base):
         guard: float = 0.3,
         solver: Callable[..., Any] | None = None,
         record: str | os.PathLike[str] | None = None,
+        record_text: bool = False,
+        record_source: str | None = None,
         **kwargs: Any,
     ) -> None:
         splits = {"target": target_dataset, "watch": watch_dataset}
@@ -139,15 +147,20 @@ class FilterThenWeightMixin(_Base):
         else:
             super().__init__(*args, **kwargs)
         target = splits.get("target")
-        self._ftw_target = None if target is None else TargetBatches(target, target_refresh)
-        self._ftw_watch = WatchedSplit(splits["watch"], watch_every) if "watch" in splits else None
+        self._ftw_target = None if target is None else TargetBatches(Collated(target, record_source), target_refresh)
+        self._ftw_watch = (
+            WatchedSplit(Collated(splits["watch"], record_source), watch_every) if "watch" in splits else None
+        )
         self._ftw_leaks = Leaks()
         home = FilterThenWeightMixin.per_sample_loss
         refuse(self, own_loss=per_sample_loss is not None or type(self).per_sample_loss is not home)
+        decode = decoder(getattr(self, "processing_class", None)) if record_text else None
+        self._ftw_source, self._ftw_decode, self._ftw_recorded = record_source, decode, record is not None
         self._ftw_log = RunLog(
             record if self.is_world_process_zero() else None,
             str(getattr(self.args, "run_name", None) or "run"),
             seed=self.args.seed,
+            text=record_text,
             title="Filter-then-Weight in a trainer",
             data={"train": fingerprint(self.train_dataset), "target": fingerprint(target)}
             | ({"watch": fingerprint(splits["watch"])} if "watch" in splits else {}),
@@ -164,6 +177,8 @@ class FilterThenWeightMixin(_Base):
     ) -> Tensor:
         """Fill ``.grad`` from the chosen samples of the batch; return their weighted loss."""
         step = self.state.global_step
+        inputs = dict(inputs)
+        source = None if self._ftw_source is None else inputs.pop(self._ftw_source, None)
         if step < self._ftw_after or (step - self._ftw_after) % self._ftw_every:
             plain: Tensor = super().training_step(model, inputs, num_items_in_batch)
             return plain
@@ -190,12 +205,19 @@ class FilterThenWeightMixin(_Base):
         leaked = [] if goal is None else self._ftw_leaks.among(selection.indices, given, goal, step + 1, ranks)
         seconds = time.perf_counter() - start
         add = self._ftw_log.add
-        dropped = add(step + 1, selection, ranks.total, seconds, lengths, leaked=leaked, watch_loss=watched)
+        columns = about(given, source, self._ftw_decode, ranks) if self._ftw_recorded else None
+        said = (step + 1, selection, ranks.total, seconds, lengths)
+        dropped = add(*said, leaked=leaked, watch_loss=watched, about=columns)
         if self._ftw_watch is not None:
             self._ftw_watch.add(step + 1, float(selection.target_loss), watched)
         if dropped:
             logger.warning("step %d: samples %s of the pool are not finite and were dropped", step + 1, dropped)
         return weighted_loss(selection).to(self.args.device) / steps
+
+    def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Evaluate a batch without the entry that is for the record."""
+        inputs = {name: x for name, x in inputs.items() if name != self._ftw_source}
+        return super().prediction_step(model, inputs, *args, **kwargs)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add what the selections said to the trainer's own log."""

@@ -17,7 +17,7 @@ from . import batches
 from .run_log import fingerprint
 from .trainer_step import Ranks
 
-__all__ = ["Leaks", "TargetBatches", "WatchedSplit", "row_keys"]
+__all__ = ["Collated", "Leaks", "TargetBatches", "WatchedSplit", "row_keys"]
 
 logger = logging.getLogger(__name__)
 
@@ -29,13 +29,13 @@ class TargetBatches:
 
     Parameters
     ----------
-    data : dataset with a length
+    samples : Collated
     refresh : int
         Take another batch after this many steps; 0 keeps the first.
     """
 
-    def __init__(self, data: Any, refresh: int) -> None:
-        self.refresh, self._samples = refresh, Collated(data)
+    def __init__(self, samples: Collated, refresh: int) -> None:
+        self.refresh, self._samples = refresh, samples
         self._turn: int | None = None
         self._batch: Any = None
 
@@ -57,11 +57,12 @@ class TargetBatches:
 class Collated:
     """A dataset's samples as the batches that the trainer's evaluation would make of them.
 
-    The loader is made once: the trainer keeps each one that it prepares.
+    The loader is made once: the trainer keeps each one that it prepares. An entry ``without`` which the model goes, for
+    it is not its own, is left out.
     """
 
-    def __init__(self, data: Any) -> None:
-        self.data = data
+    def __init__(self, data: Any, without: str | None = None) -> None:
+        self.data, self.without = data, without
         self._loader: Any = None
 
     def __call__(self, trainer: Any, indices: Iterable[int]) -> dict[str, Any]:
@@ -73,8 +74,9 @@ class Collated:
                 self._loader = trainer.get_eval_dataloader(self.data)
             finally:
                 args.dataloader_persistent_workers = persistent
-        batch = self._loader.collate_fn([self._loader.dataset[i] for i in indices])
-        return dict(batches.map_tensors(lambda x: x.to(trainer.args.device), dict(batch)))
+        batch = dict(self._loader.collate_fn([self._loader.dataset[i] for i in indices]))
+        batch.pop(self.without, None)
+        return dict(batches.map_tensors(lambda x: x.to(trainer.args.device), batch))
 
 
 class Leaks:
@@ -148,14 +150,14 @@ class WatchedSplit:
 
     Parameters
     ----------
-    data : dataset with a length
+    samples : Collated
     every : int
         Optimizer steps between two measurements.
     """
 
-    def __init__(self, data: Any, every: int) -> None:
-        self.every, self._samples = every, Collated(data)
-        self._name = fingerprint(data)
+    def __init__(self, samples: Collated, every: int) -> None:
+        self.every, self._samples = every, samples
+        self._name = fingerprint(samples.data)
         self._watch = SplitWatch()
         self._measured: int | None = None
         self._first: list[float] = []  # losses of the first split since the last measurement
