@@ -111,12 +111,12 @@ def test_every_link_between_files_leads_somewhere():
 
 
 def test_the_files_and_commands_that_are_named_exist():
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
         for path in re.findall(r"`((?:tests|examples|docs)/[\w/]+\.\w+)`", text):
             assert (ROOT / path).exists(), f"{page.name} names {path}"
-        for target in re.findall(r"(?:\$ |`)make ([a-z-]+)", text):
+        for target in re.findall(r"(?:\$ |`)make ([a-z0-9-]+)", text):
             assert target in targets, f"{page.name}: make {target}"
         for module in re.findall(r"python -m (\w[\w.]*)", text):
             assert importlib.util.find_spec(module) is not None, f"{page.name}: python -m {module}"
