@@ -6,6 +6,8 @@ from ftw_torch import FilterThenWeight
 from ftw_torch.distributed import DistributedFilterThenWeight
 from ranks import WORLD, case, part, run, told
 
+import ftw
+
 CASES = [
     ("gpt", 6, {}),
     ("gpt", 9, {"max_bytes": 1, "micro_batch": 2}),
@@ -24,7 +26,25 @@ def all_cases(rank):
         goal = part(target, 0, 1) if rank == 0 else part(target, 1, 4)
         empty = rank == 1 and cut == 12
         out.append(told(selector.backward(None if empty else mine, goal), model, selector))
-    return out
+    return [*out, where_autocast_is_on(rank)]
+
+
+def where_autocast_is_on(rank):
+    model, optimizer, loss, pool, target = case("mlp")
+    seen = {}
+
+    def spied(model, batch):
+        seen["loss"] = torch.is_autocast_enabled("cpu")
+        return loss(model, batch)
+
+    def spy(scores, gram, k):
+        seen["choice"] = torch.is_autocast_enabled("cpu")
+        return ftw.filters.top_k(scores, k)
+
+    selector = DistributedFilterThenWeight(model, optimizer, spied, keep=4, filter=spy)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        selector.select(part(pool, 6 * rank, 6 * rank + 6), part(target, 2 * rank, 2 * rank + 2))
+    return seen
 
 
 def test_two_processes_choose_as_one_does():
@@ -58,6 +78,7 @@ def test_two_processes_choose_as_one_does():
     assert sent["records"] == 8 * 6 * factors
     assert sent["gram"] == 8 * 6 * 6
     assert "records" not in found[0][4]["sent"]
+    assert found[0][-1] == found[1][-1] == {"loss": True, "choice": False}
 
 
 def fail(rank, where):

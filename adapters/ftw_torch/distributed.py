@@ -33,12 +33,15 @@ from ftw.gram import cross_gram, squared_norms
 from . import batches
 from .audit import audit
 from .blocks import add_sketches
-from .capture import Capture, refuse_coupled_layers, trainable
+from .capture import refuse_coupled_layers, trainable
 from .exchange import Exchange, Layouts
 from .optimizers import geometry, unwrap
+from .passes import Passes, uncompiled
+from .precision import Ambient
 from .records import join, seen
 from .selector import FilterThenWeight
 from .shards import cut_as, part_bytes, refuse_offloaded, refuse_sharded, whole
+from .target import refuse_nonfinite
 
 __all__ = ["DistributedFilterThenWeight"]
 
@@ -113,10 +116,11 @@ class DistributedFilterThenWeight(FilterThenWeight):
 
     def backward(self, pool: Any, target: Any) -> Selection:
         """Add the update to ``.grad``, the same on every rank; see `FilterThenWeight.backward`."""
-        step = self._step(pool, target)
-        selection = step.choice()
-        update = step.reduced(selection.indices, selection.weights, "update")
-        with torch.no_grad():
+        ambient = Ambient()
+        with torch.no_grad(), uncompiled(), ambient.off():
+            step = self._step(pool, target, ambient)
+            selection = step.choice()
+            update = step.reduced(selection.indices, selection.weights, "update")
             for name, p in step.parameters.items():
                 if step.layouts.used(name):
                     g = cut_as(update[name].reshape(p.shape).to(p.dtype), p)
@@ -125,20 +129,23 @@ class DistributedFilterThenWeight(FilterThenWeight):
 
     def select(self, pool: Any, target: Any) -> Selection:
         """Return the choice of all ranks and its weights; ``.grad`` stays untouched."""
-        return self._step(pool, target).choice()
+        ambient = Ambient()
+        with torch.no_grad(), uncompiled(), ambient.off():
+            return self._step(pool, target, ambient).choice()
 
     def mine(self, selection: Selection) -> tuple[Tensor, Tensor]:
         """Return the places in this rank's pool of those chosen, and their weights."""
         here = (selection.indices >= self._start) & (selection.indices < self._start + self._size)
         return selection.indices[here] - self._start, selection.weights[here]
 
-    def _step(self, pool: Any, target: Any) -> Step:
+    def _step(self, pool: Any, target: Any, ambient: Ambient) -> Step:
         exchange = Exchange(self.group)
+        passes = Passes(self.model, self.per_sample_loss, self._slow, ambient)
         self.sent = exchange.sent
         with whole(self.model):
             parameters = trainable(self.model)
             refuse_sharded(parameters, "tensor parallelism is not supported; use fully_shard or DDP in its place")
-            local = exchange.together("the pass over its pool", lambda: self._local(parameters, pool, target))
+            local = exchange.together("the pass over its pool", lambda: self._local(passes, parameters, pool, target))
             used = {name: (p.dtype, p.device) for name, p in parameters.items()}
         parameters = trainable(self.model)  # where they are sharded, the parts again
         refuse_offloaded(parameters, {name: device for name, (_, device) in used.items()})
@@ -147,49 +154,31 @@ class DistributedFilterThenWeight(FilterThenWeight):
         self._start, self._size = step.start, len(local.losses)
         return step
 
-    def _local(self, parameters: dict[str, nn.Parameter], pool: Any, target: Any) -> Local:
+    def _local(self, passes: Passes, parameters: dict[str, nn.Parameter], pool: Any, target: Any) -> Local:
         """Capture this rank's pool and target."""
         if not parameters:
             raise ValueError("no parameter of the model requires a gradient: there is nothing to train")
         refuse_coupled_layers(self.model)
-        first = next(iter(parameters.values()))
-        with torch.no_grad():
-            if not self._audited and (pool is not None or target is not None):
-                some = target if pool is None else pool
-                self._audited = audit(self._found, self._loss, parameters, self._slow, some, target)
-            nothing: dict[str, Record] = {}
-            candidates, losses = (nothing, first.new_zeros(0)) if pool is None else self._all(parameters, pool, "pool")
-            samples, found = (candidates, losses) if target is None else self._all(parameters, target, "target")
-            ones = torch.ones_like(found)
-            total = ftw.combine(samples, ones) if len(found) else {}
-            total = {
-                name: total[name] if name in total else p.new_zeros(seen(p.shape)) for name, p in parameters.items()
-            }
-            bad = torch.nonzero(~torch.isfinite(found))[:, 0].tolist()
-            if bad and target is not None:
-                raise FloatingPointError(f"the loss of target sample {bad[:8]} is not finite")
+        if not self._audited and (pool is not None or target is not None):
+            some = target if pool is None else pool
+            self._audited = audit(passes.capture, passes.losses, parameters, self._slow, some, target)
+        none: tuple[dict[str, Record], Tensor] = {}, next(iter(parameters.values())).new_zeros(0)
+        candidates, losses = none if pool is None else self._all(passes, parameters, pool, "pool")
+        samples, found = (candidates, losses) if target is None else self._all(passes, parameters, target, "target")
+        total = ftw.combine(samples, torch.ones_like(found)) if len(found) else {}
+        total = {name: total[name] if name in total else p.new_zeros(seen(p.shape)) for name, p in parameters.items()}
+        if target is not None:
+            refuse_nonfinite(found, None, "target")
         guarded = target is not None and self.options.get("guard", 0.3) != 0
         return Local(candidates, losses, samples if guarded else None, total, found)
 
-    def _all(self, parameters: Mapping[str, nn.Parameter], batch: Any, what: str) -> tuple[dict[str, Record], Tensor]:
+    def _all(
+        self, passes: Passes, parameters: Mapping[str, nn.Parameter], batch: Any, what: str
+    ) -> tuple[dict[str, Record], Tensor]:
         n = batches.size(batch, what)
-        found = [self._found(parameters, piece, what) for piece in batches.split(batch, n, self.micro_batch)]
+        found = [passes.capture(parameters, piece, what) for piece in batches.split(batch, n, self.micro_batch)]
         records = join([records for _, records in found], [len(losses) for losses, _ in found], parameters)
         return records, torch.cat([losses for losses, _ in found])
-
-    def _found(self, parameters: Mapping[str, nn.Parameter], batch: Any, what: str) -> tuple[Tensor, dict[str, Record]]:
-        n = batches.size(batch, what)
-        tensors = [tensor for _, tensor in batches.leaves(batch)]
-        with torch.enable_grad(), Capture(parameters, n, tensors, slow=self._slow) as capture:
-            losses = self._loss(batch, n, what)
-            records = capture.backward(losses)
-        return losses.detach(), records
-
-    def _loss(self, batch: Any, n: int, what: str) -> Tensor:
-        losses = self.per_sample_loss(self.model, batch)
-        if not isinstance(losses, Tensor) or tuple(losses.shape) != (n,):
-            raise ValueError(f"per_sample_loss must return one loss for each of the {n} samples of the {what}, ({n},)")
-        return losses
 
 
 class Step:
@@ -213,17 +202,16 @@ class Step:
             )
         self.layouts = Layouts(exchange, local.candidates, parameters)
         self.targets = targets if local.samples is not None else 0
-        with torch.no_grad():
-            loss = local.target_losses.sum()
-            *found, loss = exchange.add([*local.total.values(), loss], "target")
-            self.target_loss = loss / targets
-            self.goal = {name: g / targets for name, g in zip(local.total, found, strict=True)}
-            self.operators = self._geometry()
-            own, norms = exchange.together("scoring its pool", self._scored)
-            norms = exchange.add([norms], "target")[0]
-            self.samples = norms / targets if self.targets > 1 else None
-            both = exchange.rows(torch.stack([local.losses.to(own.dtype), own], 1), self.sizes, "scores")
-            self.losses, self.scores = both[:, 0], both[:, 1]  # (N,), (N,)
+        loss = local.target_losses.sum()
+        *found, loss = exchange.add([*local.total.values(), loss], "target")
+        self.target_loss = loss / targets
+        self.goal = {name: g / targets for name, g in zip(local.total, found, strict=True)}
+        self.operators = self._geometry()
+        own, norms = exchange.together("scoring its pool", self._scored)
+        norms = exchange.add([norms], "target")[0]
+        self.samples = norms / targets if self.targets > 1 else None
+        both = exchange.rows(torch.stack([local.losses.to(own.dtype), own], 1), self.sizes, "scores")
+        self.losses, self.scores = both[:, 0], both[:, 1]  # (N,), (N,)
 
     def _geometry(self) -> dict[str, Operator]:
         """Return P, the same on every rank: from the same state, or from that of all where it is sharded."""
@@ -241,7 +229,6 @@ class Step:
             norms = squared_norms(local.samples, self.operators).sum()
         return own, norms
 
-    @torch.no_grad()
     def choice(self) -> Selection:
         """Return the selection; a status that leaves no usable weights becomes an exception, on every rank."""
         bad = ~(torch.isfinite(self.losses) & torch.isfinite(self.scores))
