@@ -134,7 +134,7 @@ def pursue(
         size = k if _array.is_traced(j) else j + 1  # a trace needs fixed shapes: the places still empty are masked
         old, solution = weights, refit(picks[:size], weights[:size], ranks[:size] <= j)
         weights = solution.weights if size == k else xp.concat([solution.weights, old[size:]])
-        return kept, picks, weights, xp.astype(solution.status, xp.int32)
+        return kept, picks, weights, xp.asarray(solution.status, dtype=xp.int32)  # of any solver, an enum too
 
     def refit(picks: Any, start: Any, filled: Any) -> Any:
         part = xp.take(xp.take(gram, picks, axis=0), picks, axis=1)  # (s, s)

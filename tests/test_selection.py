@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import scipy.optimize
 from conftest import BACKENDS
+from ftw_reference import qp_fast
 from numpy.testing import assert_allclose
 
 import ftw
@@ -290,6 +291,16 @@ def test_a_solver_of_ones_own_is_called(rng):
 
     ftw.filter_then_weight(x, g, p, keep=3, constraint=CappedSimplex(0.5), solver=solver)
     assert seen == ["NonNegative"] * 3 + ["CappedSimplex"]  # the last refit is the non-negative solution
+
+
+def test_a_solver_may_answer_with_an_enum(rng):
+    """The reference's does."""
+    x, g, p = problem(rng)
+    ours = ftw.filter_then_weight(x, g, p, keep=3)
+    theirs = ftw.filter_then_weight(x, g, p, keep=3, solver=qp_fast.solve_qp)
+    assert ours.indices.tolist() == theirs.indices.tolist()
+    assert_allclose(theirs.weights, ours.weights, rtol=1e-6, atol=1e-9)
+    assert int(theirs.status) == Status.OK
 
 
 def test_scores_that_are_there_already_are_taken(rng):
