@@ -10,7 +10,7 @@ from typing import Any
 from ._page_samples import chosen, counted, lengths
 from ._record import Record, Run, number_in, numbers_in
 from ._summary import highlighted, metric, paired, pool_shares, summarise, table, written
-from ._svg import chart, columns, curve_of, safe
+from ._svg import chart, columns, curve_of, key, safe
 
 __all__ = ["STYLE", "render"]
 
@@ -131,7 +131,7 @@ def _curves(record: Record) -> str:
     return (
         f'<section><h2>{CHARTS[name]} by step</h2><p class="soft small">Lower is better.{band}</p>'
         f'<figure class="wide">{chart(series, 1000, 380, named=True)}</figure>'
-        f'<figure class="narrow">{_key(colours)}{chart(series, 340, 260)}</figure></section>'
+        f'<figure class="narrow">{key(colours)}{chart(series, 340, 260)}</figure></section>'
     )
 
 
@@ -170,7 +170,7 @@ def _sources(record: Record) -> str:
     panels = {method: (_picked(runs), pool_shares(runs)) for method, runs in record.methods.items()}
     return (
         '<section><h2>Where the picks came from</h2><p class="soft small">Share of the samples trained on, by source, '
-        f"over the steps; the column on the left is the pool they were picked from.</p>{_key(colours)}"
+        f"over the steps; the column on the left is the pool they were picked from.</p>{key(colours)}"
         f"{columns(panels, colours)}</section>"
     )
 
@@ -190,7 +190,7 @@ def _details(record: Record) -> str:
             figures.append(f"<figure><h3>{label}</h3>{chart(series, 340, 210)}</figure>")
     if (times := _times(record)) or figures:
         grid = f'<div class="grid">{"".join(figures)}{times}</div>'
-        return f"<section><h2>Along the way</h2>{_key(colours)}{grid}</section>"
+        return f"<section><h2>Along the way</h2>{key(colours)}{grid}</section>"
     return ""
 
 
@@ -286,8 +286,3 @@ def _colours(names: Sequence[str], first: str | None) -> dict[str, int]:
     others = [name for name in names if name != first]
     numbers = {name: 1 + i % 7 for i, name in enumerate(others)}
     return numbers if first is None else {first: 0} | numbers
-
-
-def _key(colours: Mapping[str, int]) -> str:
-    names = (f'<span style="--c:var(--c{c})"><i class="dot"></i>{safe(name)}</span>' for name, c in colours.items())
-    return f'<div class="key">{"".join(names)}</div>'

@@ -10,7 +10,7 @@ from typing import Any
 
 from ._record import Record, Run, number_in, numbers_in
 from ._summary import highlighted
-from ._svg import columns, safe
+from ._svg import columns, key, safe
 
 __all__ = ["chosen", "counted", "lengths"]
 
@@ -39,10 +39,9 @@ def lengths(record: Record) -> str:
         for method, (picks, pool) in found.items()
         if picks
     }
-    key = "".join(f'<span style="--c:var(--c{c})"><i class="dot"></i>{name}</span>' for name, c in colours.items())
     return (
         '<section><h2>Picks by length</h2><p class="soft small">Share of the samples trained on, by their length, over '
-        f'the steps; the column on the left is the pool.</p><div class="key">{key}</div>'
+        f"the steps; the column on the left is the pool.</p>{key(colours)}"
         f"{columns(panels, colours)}</section>"
     )
 

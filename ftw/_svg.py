@@ -13,7 +13,7 @@ from typing import Any
 from ._record import Run, numbers_in
 from ._summary import mean_of
 
-__all__ = ["bars", "chart", "columns", "curve_of", "safe"]
+__all__ = ["bars", "chart", "columns", "curve_of", "key", "safe"]
 
 Point = tuple[float, float, float, float]  # step, mean, low, high
 Picks = Sequence[tuple[int, str]]  # step, kind
@@ -132,6 +132,12 @@ def columns(panels: Mapping[str, tuple[Picks, Mapping[str, float]]], colours: Ma
         f'<figure class="wide">{bars(*panel, colours, 1000, 240)}</figure>'
         f'<figure class="narrow">{bars(*panel, colours)}</figure>'
     )
+
+
+def key(colours: Mapping[str, int]) -> str:
+    """Return which colour is whose."""
+    names = (f'<span style="--c:var(--c{c})"><i class="dot"></i>{safe(name)}</span>' for name, c in colours.items())
+    return f'<div class="key">{"".join(names)}</div>'
 
 
 def _scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:

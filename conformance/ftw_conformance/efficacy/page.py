@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ftw._page import STYLE
 from ftw._svg import chart as curves
-from ftw._svg import safe
+from ftw._svg import key, safe
 
 from .baselines import LESS, METHOD, ORACLE, RANDOM, WHOLE
 from .statistics import Cell
@@ -55,7 +55,7 @@ def render(
         '<!doctype html><html lang="en"><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1"><title>Does it select well?</title>'
         f"<style>{STYLE}</style><main><h1>Does it select well?</h1>"
-        f'<p class="soft">{safe(LEGEND)}</p>{body}'
+        f'<p class="soft small">{safe(LEGEND)}</p>{body}'
         f"<footer>{seeds} paired seeds. <code>{safe(command)}</code></footer></main></html>"
     )
 
@@ -83,7 +83,12 @@ def chart(cells: Sequence[Cell]) -> str:
         for c in cells
         if c.method in DRAWN
     ]
-    return f"<figure>{curves(series, 900, 320, named=True)}</figure>" if series else ""
+    if not series:
+        return ""
+    return (
+        f'<figure class="wide">{curves(series, 900, 320, named=True)}</figure>'
+        f'<figure class="narrow">{key({name: colour for name, colour, _ in series})}{curves(series, 340, 260)}</figure>'
+    )
 
 
 def write(path: Path, text: str) -> None:
