@@ -18,7 +18,9 @@ Traps of other implementations, each with its test (here unless another file is 
 15  forwards swapped on the model                                 test_nothing_leaks, test_state_dicts_keep_their_keys
 """
 
+import functools
 import gc
+import warnings
 import weakref
 
 import pytest
@@ -220,6 +222,39 @@ def test_checkpointing(reentrant, guard, micro_batch):
     got = make(model, guard=guard, micro_batch=micro_batch).backward(pool, target)
     close(got.scores, whole.scores, 1e-12)
     close(grads(model), expected, 1e-12)
+
+
+def test_checkpoints_in_checkpoints():
+    """Reentrant ones hide the inner region, which then goes one sample at a time; ``.grad`` is added to as ever."""
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = (nn.Linear(5, k) for k in (5, 5, 3))
+            self.reentrant = None
+
+        def inner(self, h):
+            return torch.tanh(self.b(h))
+
+        def forward(self, x):
+            if self.reentrant is None:
+                return self.c(self.inner(self.a(x)))
+            run = functools.partial(checkpoint, use_reentrant=self.reentrant)
+            return self.c(run(lambda h: run(self.inner, h), self.a(x)))
+
+    torch.manual_seed(0)
+    model = Model().double()
+    pool, target = ((torch.randn(n, 5).double(), torch.randint(0, 3, (n,))) for n in (6, 3))
+    results = []
+    for model.reentrant in (None, False, True):
+        for p in model.parameters():
+            p.grad = torch.ones_like(p)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "captured gradients")
+            make(model, models.classifier_loss, guard=0.0).backward(pool, target)
+        results.append(grads(model))
+    for found in results[1:]:
+        close(found, results[0], 1e-12)
 
 
 def test_checkpointing_and_a_function_without_a_rule():

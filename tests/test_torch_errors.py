@@ -137,6 +137,7 @@ def test_keep_exceeds_the_pool(call):
     [
         ({"on_nonfinite": "skip"}, ValueError, "on_nonfinite='skip'"),
         ({"micro_batch": 0}, ValueError, "micro_batch=0"),
+        ({"damping": -0.1}, ValueError, "damping=-0.1 must be a finite number"),
         ({"filtre": "top_k"}, TypeError, "unknown options.*filtre"),
     ],
 )

@@ -281,12 +281,25 @@ FLOATS = {
     "experts, modules": lambda: Experts(6, fused=False),
     "experts, one parameter": lambda: Experts(6, fused=True),
     "experts, masked": lambda: Model(masked_expert, up=nn.Linear(6, 6)),
+    "changed in place": lambda: nn.Sequential(nn.Linear(6, 6), nn.ReLU(inplace=True), nn.Linear(6, 3)),
+    "a sum kept on the side": lambda: Model(
+        lambda m, x: m.a(x) + 0 * torch.zeros((), dtype=x.dtype).add_(x.detach().sum()), a=nn.Linear(6, 3)
+    ),
+    "a product named in full": lambda: Model(
+        lambda m, x: torch.mm(x.reshape(-1, 6), mat2=m.w).view(len(x), -1, 3), {"w": (6, 3)}
+    ),
+    "a product for each head": lambda: Model(lambda m, x: x[:, None] @ m.w, {"w": (3, 6, 2)}),
+    "a product for each sample": lambda: Model(lambda m, x: torch.bmm(x, m.w.expand(len(x), -1, -1)), {"w": (6, 3)}),
 }
 
 AUTOGRAD = {
     "lstm": lambda: Model(lambda m, x: m.r(x)[0], r=nn.LSTM(6, 3, batch_first=True)),
     "bilinear": lambda: Model(lambda m, x: m.b(x, x), b=nn.Bilinear(6, 6, 2)),
     "einsum": lambda: Model(lambda m, x: torch.einsum("nti,oi->nto", x, m.w), {"w": (3, 6)}),
+    "made of parameters": lambda: Model(
+        lambda m, x: (lambda w: F.linear(x, w) + torch.einsum("nti,oi->nto", x, m.v + w))(m.w * 2),
+        {"w": (3, 6), "v": (3, 6)},
+    ),
     "mixed uses": lambda: Model(lambda m, x: F.linear(x, m.w) + torch.einsum("nti,oi->nto", x, m.w), {"w": (3, 6)}),
 }
 

@@ -2,24 +2,26 @@
 
 Both sum the samples' gradients with different weights, so that a gradient booked to the wrong sample shows up, and so
 does a loss that depends on other samples. What disagrees is tried once more by per-sample autograd, and then refused
-by name.
+by name. The audit leaves no trace: random generators and buffers are afterwards what they were.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 import ftw
 from ftw import _array
 
 from . import batches
 from .backprop import gradients, has_reentrant
+from .functions import tensors
 from .records import join
 
 __all__ = ["audit"]
@@ -34,42 +36,58 @@ def audit(
     slow: dict[str, str],
     pool: Any,
     target: Any,
+    buffers: Sequence[Tensor] = (),
 ) -> bool:
-    """Compare on the target, or on the pool if that has one sample only.
+    """Compare on the first samples of the target, and of the pool, which may take other ways through the model.
 
     Returns
     -------
     bool
-        False if the batch's losses were not finite, so that nothing could be compared.
+        False if nothing could be compared, for losses that are not finite, or one sample only, which says little.
 
     Raises
     ------
     RuntimeError
         If a parameter's captured gradients disagree with autograd's even by the slow route, naming it.
     """
-    batch, what = (pool, "pool") if target is None or batches.size(target, "target") < 2 else (target, "target")
-    n = batches.size(batch, what)
-    if n > MAX_SAMPLES:
-        device = next(iter(batches.devices(batch)))
-        batch, n = batches.take(batch, torch.arange(MAX_SAMPLES, device=device)), MAX_SAMPLES
+    done = False
+    for batch, what in ((target, "target"), (pool, "pool")):
+        if batch is not None:
+            n = min(batches.size(batch, what), MAX_SAMPLES)
+            first = batches.take(batch, torch.arange(n, device=next(iter(batches.devices(batch)))))
+            done = (_compare(capture, losses, parameters, slow, first, n, what, buffers) and n > 1) or done
+    return done
+
+
+def _compare(
+    capture: Callable[..., Any],
+    losses: Callable[..., Tensor],
+    parameters: Mapping[str, nn.Parameter],
+    slow: dict[str, str],
+    batch: Any,
+    n: int,
+    what: str,
+    buffers: Sequence[Tensor],
+) -> bool:
+    """Compare on one batch; return False if its losses are not finite."""
     wrong: dict[str, float] = {}
     for attempt in range(2):
-        with _same_randomness(parameters) as again:
+        with _same_state(parameters, buffers) as again:
             found, records = capture(parameters, batch, what)
             if not bool(torch.isfinite(found).all()):
                 return False
             weights = torch.arange(1, n + 1, dtype=found.dtype, device=found.device) / n  # (n,)
             ours = ftw.combine(join([records], [n], parameters), weights)
-            coarsest = _coarsest(records, parameters)
+            dtypes = {x.dtype for x in _array.leaves(dict(records))} | {p.dtype for p in parameters.values()}
             del records
             again()
-            with torch.enable_grad():
+            with torch.enable_grad(), _Noting(dtypes):
                 total = (losses(batch, n, what) * weights).sum()
             theirs = gradients(total, list(parameters.values()), reentrant=has_reentrant([total]))
-        wrong = _disagreements(parameters, ours, theirs, coarsest)
+        wrong = _disagreements(parameters, ours, theirs, _coarsest(dtypes))
         if not wrong:
             return True
-        if attempt == 0 and not _independent(losses, batch, n, what, found, parameters):
+        if attempt == 0 and not _independent(losses, batch, n, what, found, lambda: _same_state(parameters, buffers)):
             break
         if attempt == 0:
             for name in wrong:
@@ -81,7 +99,7 @@ def audit(
             )
     raise RuntimeError(
         f"per-sample gradients of {_listed(wrong)} do not add up to autograd's gradient: does a sample's loss depend "
-        "on other samples of the batch, or does the forward change from call to call?"
+        "on other samples of the batch, does the forward change from call to call, or does a hook change a gradient?"
     )
 
 
@@ -91,19 +109,20 @@ def _independent(
     n: int,
     what: str,
     found: Tensor,
-    parameters: Mapping[str, nn.Parameter],
+    same_state: Callable[[], AbstractContextManager[Any]],
 ) -> bool:
-    """Tell whether the first sample's loss is the same without the others, as far as chance lets one see."""
+    """Tell whether the first sample's loss is the same among copies of itself, which draw the same random numbers."""
     if n < 2:
         return True
-    with torch.no_grad(), _same_randomness(parameters):
+    with torch.no_grad(), same_state() as rewind:
         again = _values(losses, batch, n, what)
         if not torch.equal(again, found):
-            return True  # dropout, say: the losses change from call to call
-        one = batches.take(batch, torch.arange(1, device=next(iter(batches.devices(batch)))))
-        alone = _values(losses, one, 1, what)
+            return True  # the losses change from call to call
+        rewind()
+        copies = batches.take(batch, torch.zeros(n, dtype=torch.int64, device=next(iter(batches.devices(batch)))))
+        alone = _values(losses, copies, n, what)
     scale = float(found.abs().max())
-    return float((alone - found[:1]).abs()) <= (1e-3 if found.dtype.itemsize > 2 else 5e-2) * scale
+    return float((alone - found)[0].abs()) <= (1e-3 if found.dtype.itemsize > 2 else 5e-2) * scale
 
 
 def _values(losses: Callable[..., Tensor], batch: Any, n: int, what: str) -> Tensor:
@@ -130,10 +149,26 @@ def _disagreements(
     return wrong
 
 
-def _coarsest(records: Mapping[str, Any], parameters: Mapping[str, nn.Parameter]) -> torch.dtype:
-    """Return the coarsest floating dtype that the gradients went through."""
-    found = {x.dtype for x in _array.leaves(dict(records)) if x.dtype.is_floating_point}
-    return max(found | {p.dtype for p in parameters.values()}, key=lambda dtype: torch.finfo(dtype).eps)
+def _coarsest(dtypes: Iterable[torch.dtype]) -> torch.dtype:
+    """Return the coarsest floating dtype that gradients went through: float32 if not 16 bits.
+
+    Models in float64 take norms and softmax in float32, where nobody need see it.
+    """
+    return max({torch.float32, *(x for x in dtypes if x.is_floating_point)}, key=lambda dtype: torch.finfo(dtype).eps)
+
+
+class _Noting(TorchFunctionMode):
+    """Notes the dtypes of what the functions of a forward return."""
+
+    def __init__(self, dtypes: set[torch.dtype]) -> None:
+        super().__init__()
+        self.dtypes = dtypes
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run a function of PyTorch."""
+        out = func(*args, **(kwargs or {}))
+        self.dtypes.update(x.dtype for x in tensors(out))
+        return out
 
 
 def _tolerance(dtype: torch.dtype) -> tuple[float, float]:
@@ -148,16 +183,23 @@ def _listed(wrong: Mapping[str, float]) -> str:
 
 
 @contextmanager
-def _same_randomness(parameters: Mapping[str, nn.Parameter]) -> Iterator[Callable[[], None]]:
-    """Give a function that rewinds the random generators to the start of the block; restore them after it."""
+def _same_state(parameters: Mapping[str, nn.Parameter], buffers: Sequence[Tensor]) -> Iterator[Callable[[], None]]:
+    """Give a function that rewinds random generators and buffers to the start of the block; rewind them after it."""
     devices = sorted({p.device.index or 0 for p in parameters.values() if p.device.type == "cuda"})
     with torch.random.fork_rng(devices=devices):
         cpu = torch.get_rng_state()
         cuda = [torch.cuda.get_rng_state(i) for i in devices]
+        held = [buffer.clone() for buffer in buffers]
 
         def rewind() -> None:
             torch.set_rng_state(cpu)
             for i, state in zip(devices, cuda, strict=True):
                 torch.cuda.set_rng_state(state, i)
+            for buffer, old in zip(buffers, held, strict=True):
+                if not torch.equal(buffer, old):
+                    buffer.copy_(old)
 
-        yield rewind
+        try:
+            yield rewind
+        finally:
+            rewind()

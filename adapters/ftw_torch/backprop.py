@@ -23,8 +23,12 @@ def gradients(
     *,
     retain: bool = False,
     reentrant: bool = False,
+    others: Iterable[Tensor] = (),
 ) -> list[Tensor | None]:
-    """Return the gradients of ``output`` (or of ``<output, grad>``) by the leaves; None where there is no path."""
+    """Return the gradients of ``output`` (or of ``<output, grad>``) by the leaves; None where there is no path.
+
+    Reentrant checkpoints may reach ``others`` too, whose ``.grad`` is put back.
+    """
     if not leaves:
         return []
     grad = torch.ones_like(output) if grad is None else grad
@@ -33,16 +37,16 @@ def gradients(
             (output,), (grad,), retain, False, tuple(leaves), allow_unreachable=True, accumulate_grad=False
         )
         return list(found)
-    saved = [leaf.grad for leaf in leaves]
+    saved = [(leaf, leaf.grad) for leaf in (*leaves, *others)]
     try:
-        for leaf in leaves:
+        for leaf, _ in saved:
             leaf.grad = None
         torch.autograd.graph._engine_run_backward(
             (output,), (grad,), retain, False, (), allow_unreachable=True, accumulate_grad=True
         )
         return [leaf.grad for leaf in leaves]
     finally:
-        for leaf, old in zip(leaves, saved, strict=True):
+        for leaf, old in saved:
             leaf.grad = old
 
 

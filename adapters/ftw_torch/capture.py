@@ -31,7 +31,7 @@ from . import layout, moves
 from .backprop import gradients, has_reentrant
 from .coupled import refuse_batch_statistics, refuse_coupled_layers
 from .derived import Aligned, Derived, Key, pull_of, written_out
-from .functions import INPLACE, PLAIN, first, tensors
+from .functions import INPLACE, PLAIN, first, tensors, transformed
 from .layout import Layout, Scattered
 from .records import merge, seen
 
@@ -107,7 +107,7 @@ class Capture(TorchFunctionMode):
         """Run a function of PyTorch, by its rule if a captured parameter enters it."""
         kwargs = kwargs or {}
         graph = torch.is_grad_enabled()
-        if func in PLAIN or (self.open and not graph):
+        if func in PLAIN or (self.open and not graph) or transformed():
             return func(*args, **kwargs)
         if func is Tensor.__iter__:
             with self:
@@ -237,9 +237,8 @@ class Capture(TorchFunctionMode):
                     if found is not None:
                         break
             if found is None and y is first(args) and func in INPLACE:
-                found = self.where(y) or (
-                    Layout(1, y.numel() // self.samples) if y.shape[0] % self.samples == 0 else None
-                )
+                whole = y.ndim and y.shape[0] % self.samples == 0
+                found = self.where(y) or (Layout(1, y.numel() // self.samples) if whole else None)
             y._ftw_samples = (self._serial, found)  # type: ignore[attr-defined]
         if (
             args
@@ -338,7 +337,8 @@ class Capture(TorchFunctionMode):
         leaves = [self.anchor, *(leaf for _, leaf, _ in self._leaves)]
         self.open = True
         try:
-            found = gradients(losses.sum(), leaves, retain=bool(self.slow) or reentrant, reentrant=reentrant)[1:]
+            retain, others = bool(self.slow) or reentrant, self.parameters.values()
+            found = gradients(losses.sum(), leaves, retain=retain, reentrant=reentrant, others=others)[1:]
         finally:
             self.open = False
         found += [leaf.grad for _, leaf, _ in self._leaves[known:]]  # made while a reentrant checkpoint ran again
@@ -371,12 +371,14 @@ class Capture(TorchFunctionMode):
         known = [(name, self._standins[name]) for name in slow if name in self._standins]
         for _, leaf in known:
             leaf.grad = None
-        unseen = [(name, self.parameters[name]) for name in slow if name not in self._entered]
+        unseen = [(name, self.parameters[name]) for name in slow]  # perhaps seen in some uses and not in others
         inputs: list[tuple[str, Tensor]] = [*known, *unseen]
         rows: list[list[Tensor]] = [[] for _ in inputs]
         touched = [False] * len(inputs)
         for i in range(self.samples):
-            grads = gradients(losses[i], [p for _, p in inputs], retain=i + 1 < self.samples, reentrant=reentrant)
+            again = i + 1 < self.samples or bool(self._derived)  # whose graphs are a part of this one
+            leaves, others = [p for _, p in inputs], self.parameters.values()
+            grads = gradients(losses[i], leaves, retain=again, reentrant=reentrant, others=others)
             for j, g in enumerate(grads):
                 touched[j] = touched[j] or g is not None
                 rows[j].append(torch.zeros_like(inputs[j][1]) if g is None else g)

@@ -159,9 +159,10 @@ class DistributedFilterThenWeight(FilterThenWeight):
         if not parameters:
             raise ValueError("no parameter of the model requires a gradient: there is nothing to train")
         refuse_coupled_layers(self.model)
-        if not self._audited and (pool is not None or target is not None):
-            some = target if pool is None else pool
-            self._audited = audit(passes.capture, passes.losses, parameters, self._slow, some, target)
+        if parameters.keys() - self._audited:
+            buffers = list(self.model.buffers())
+            if audit(passes.capture, passes.losses, parameters, self._slow, pool, target, buffers):
+                self._audited |= parameters.keys()
         none: tuple[dict[str, Record], Tensor] = {}, next(iter(parameters.values())).new_zeros(0)
         candidates, losses = none if pool is None else self._all(passes, parameters, pool, "pool")
         samples, found = (candidates, losses) if target is None else self._all(passes, parameters, target, "target")

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .layout import forms, getters
 
-__all__ = ["INPLACE", "PLAIN", "first", "tensors"]
+__all__ = ["INPLACE", "PLAIN", "first", "tensors", "transformed"]
 
 
 def tensors(tree: Any) -> Iterator[Tensor]:
@@ -32,6 +33,11 @@ def first(args: Any) -> Any:
     return args[0] if args else None
 
 
+def transformed() -> bool:
+    """Tell whether a transform of ``torch.func`` is at work, whose tensors are not what they seem."""
+    return torch._C._functorch.maybe_current_level() is not None
+
+
 _PROPERTIES = (
     "shape dtype device ndim is_cuda is_cpu is_meta is_sparse is_quantized is_nested layout requires_grad "
     "is_leaf grad grad_fn names itemsize nbytes is_xla is_mps is_xpu is_mkldnn is_complex"
@@ -42,7 +48,9 @@ _QUESTIONS = (
     "_is_view is_inference __repr__ __format__"
 )
 
-PLAIN = frozenset([*getters(_PROPERTIES), *forms(_QUESTIONS)])
-"""Functions that only ask a tensor about itself."""
+_GRAD: Any = Tensor.grad
+
+PLAIN = frozenset([*getters(_PROPERTIES), *forms(_QUESTIONS), _GRAD.__set__])
+"""Functions that only ask a tensor about itself, or put its ``.grad`` aside for a while."""
 
 INPLACE = frozenset(forms("index_add_", "index_copy_", "index_put_", "scatter_", "scatter_add_", "copy_", "add_"))

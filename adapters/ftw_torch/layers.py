@@ -53,7 +53,8 @@ class _Linear(torch.autograd.Function):
             x, weight = x.to(dtype), weight.to(dtype)
         ctx.use = use
         ctx.save_for_backward(x, weight)
-        return F.linear(x, weight, bias)
+        y = F.linear(x, weight, bias)
+        return aten._unsafe_view(y, y.shape) if y._is_view() else y  # a view could not be changed in place
 
     @staticmethod
     @once_differentiable
@@ -108,15 +109,16 @@ def addmm(capture: Capture, input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: 
     return _right(capture, mat1, mat2, input)
 
 
-def matmul(capture: Capture, input: Tensor, other: Tensor) -> Any:
+def matmul(capture: Capture, input: Tensor, other: Any = None, *, mat2: Any = None) -> Any:
     """Rule of ``x @ W``, ``W @ x`` and ``x @ w``."""
+    other = mat2 if other is None else other
     if not isinstance(input, Tensor) or not isinstance(other, Tensor):
         return NotImplemented
-    if capture.name(other) is not None and capture.sampled(input):
+    if capture.name(other) is not None and capture.sampled(input) and other.ndim < 3:
         if other.ndim == 1:
             with capture:
                 return (input * other).sum(-1)
-        return _right(capture, input, other, None) if other.ndim == 2 else NotImplemented
+        return _right(capture, input, other, None)
     if capture.name(input) is not None and input.ndim == 2 and other.ndim > 1 and capture.sampled(other):
         with capture:
             return F.linear(other.mT, input).mT
@@ -296,7 +298,7 @@ RULES: dict[Any, Rule] = {
     F.scaled_dot_product_attention: batched(F.scaled_dot_product_attention),
     F.multi_head_attention_forward: composed.multi_head_attention,
     **dict.fromkeys(forms("addmm"), addmm),
-    **dict.fromkeys(forms("matmul", "__matmul__", "mm"), matmul),
+    **dict.fromkeys(forms("matmul", "__matmul__", "mm", "bmm"), matmul),
     **dict.fromkeys(forms("__getitem__"), getitem),
     **copies.RULES,
     **convolution.RULES,

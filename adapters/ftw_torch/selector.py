@@ -140,6 +140,8 @@ class FilterThenWeight:
                 raise ValueError(f"{name}={value!r} must be an int >= 1 or None")
         if gram_sketch is not None and gram_sketch > LARGEST:
             raise ValueError(f"gram_sketch={gram_sketch} must be at most {LARGEST}")
+        if not isinstance(damping, (int, float)) or not 0.0 <= damping < math.inf:
+            raise ValueError(f"damping={damping!r} must be a finite number >= 0")
         allowed = {"filter", "weight", "constraint", "ridge", "guard", "solver"}
         if set(options) - allowed:
             raise TypeError(f"unknown options {sorted(set(options) - allowed)}; known: {sorted(allowed)}")
@@ -160,7 +162,7 @@ class FilterThenWeight:
         self._slow: dict[str, str] = {}  # parameters left to per-sample autograd, and why
         self._several: set[str] = set()  # parameters used more than once
         self._two_passes = mode == "two_pass"
-        self._audited = False
+        self._audited: set[str] = set()  # parameters whose captured gradients agreed with autograd's
         self._warned = False
         self.guard_watch = GuardWatch()
 
@@ -239,9 +241,11 @@ class FilterThenWeight:
         ambient = Ambient()
         passes = Passes(self.model, self.per_sample_loss, self._slow, ambient, scale)
         with torch.no_grad(), uncompiled(), ambient.off():
-            if not self._audited:
+            if parameters.keys() - self._audited:
                 plain = Passes(self.model, self.per_sample_loss, self._slow, ambient)
-                self._audited = audit(plain.capture, plain.losses, parameters, self._slow, pool, target)
+                buffers = list(self.model.buffers())
+                if audit(plain.capture, plain.losses, parameters, self._slow, pool, target, buffers):
+                    self._audited |= parameters.keys()
                 if plain.checkpointed and self.mode == "auto" and not self._two_passes:
                     self._two_passes = True
                     log.info("the model checkpoints its activations: two passes")
@@ -306,8 +310,7 @@ class FilterThenWeight:
         """Return the selection, made on the host, and its update; a status without weights becomes an exception."""
         n = len(walk.losses)
         pool = PoolProducts(walk, goal, operators, self._asks(n))
-        if walk.captured is None:
-            refuse_nonfinite(pool.target_losses, None, "target")
+        refuse_nonfinite(pool.target_losses, None, "target")
         good = pool.good = self._good(pool.losses, pool.scores, goal)
         keep = self.keep if good is None else min(self.keep, len(good))
         options = {"solver": best_solver(), "shortlist": self.shortlist, **self.options}

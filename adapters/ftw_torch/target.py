@@ -89,5 +89,5 @@ def refuse_nonfinite(losses: Tensor, scores: Tensor | None, what: str) -> None:
         bad = torch.nonzero(~torch.isfinite(values))[:, 0].tolist()
         if bad:
             named = ", ".join(map(str, bad[:8])) + (", ..." if len(bad) > 8 else "")
-            remedy = "; on_nonfinite='drop' goes on without them" if what == "pool" else ""
+            remedy = "; on_nonfinite='drop' goes on without them" if what == "pool" and len(bad) < len(values) else ""
             raise FloatingPointError(f"the {kind} of {what} sample {named} is not finite{remedy}")

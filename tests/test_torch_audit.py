@@ -1,0 +1,172 @@
+"""The audit of a selector's first use: what passes, what is left to autograd, what is refused; and no trace of it."""
+
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torch_models as models
+from ftw_torch import FilterThenWeight
+from torch import nn
+
+
+class Hidden(torch.autograd.Function):
+    """A product that no torch function shows."""
+
+    @staticmethod
+    def forward(ctx, x, weight):
+        ctx.save_for_backward(x, weight)
+        return x @ weight
+
+    @staticmethod
+    def backward(ctx, g):
+        x, weight = ctx.saved_tensors
+        return g @ weight.T, x.flatten(0, -2).T @ g.flatten(0, -2)
+
+
+class Model(nn.Module):
+    """A product of any kind between two layers."""
+
+    def __init__(self, run):
+        super().__init__()
+        self.run = run
+        self.first, self.last = nn.Linear(5, 6), nn.Linear(6, 3)
+        self.w = nn.Parameter(torch.randn(6, 6) / 2)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls += 1
+        return self.last(self.run(self, self.first(x)))
+
+
+def batch(n, dtype=torch.float64):
+    return torch.randn(n, 5, dtype=dtype), torch.randint(0, 3, (n,))
+
+
+def checked(model, pool, target, loss=models.classifier_loss, rtol=1e-10, **options):
+    """Select, and compare scores and gradient with per-sample autograd; return what was warned of."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    selector = options.pop("selector", None) or FilterThenWeight(
+        model, torch.optim.SGD(model.parameters(), lr=1.0), loss, keep=3, guard=0.0, **options
+    )
+    for p in parameters:
+        p.grad = None
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        got = selector.backward(pool, target)
+    explicit, goal = (
+        models.per_sample_gradients(model, loss, b, lambda b, i: {k: x[i : i + 1] for k, x in b.items()})
+        if isinstance(b, dict)
+        else models.per_sample_gradients(model, loss, b, lambda b, i: [x[i : i + 1] for x in b])
+        for b in (pool, target)
+    )
+    rows, goal = (torch.cat([g.flatten(1) for g in e.values()], 1).double() for e in (explicit, goal))
+    update = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters]).double()
+    for a, b in ((got.scores, rows @ goal.mean(0)), (update, got.weights.double() @ rows[got.indices])):
+        assert float((a - b).norm()) <= rtol * float(b.norm())
+    return " ".join(str(w.message) for w in caught)
+
+
+@pytest.mark.parametrize(("outer", "inner"), [("float64", "float32"), ("float32", "bfloat16")])
+def test_a_part_in_fewer_bits(outer, inner):
+    """Transformers take norms and softmax in float32 whatever the model's dtype."""
+    outer, inner = getattr(torch, outer), getattr(torch, inner)
+    torch.manual_seed(0)
+    model = Model(lambda m, h: F.softmax(h.to(inner) * 3, -1).to(h.dtype) @ m.w).to(outer)
+    eps = torch.finfo(inner).eps
+    assert not checked(model, batch(6, outer), batch(4, outer), rtol=30 * eps)
+
+
+def test_buffers_are_put_back():
+    torch.manual_seed(0)
+    model = Model(lambda m, h: h @ m.w).double()
+    selector = FilterThenWeight(model, torch.optim.SGD(model.parameters(), lr=1.0), models.classifier_loss, keep=3)
+    for calls in (2, 4):  # once for the target and once for the pool, with or without an audit
+        selector.select(batch(6), batch(3))
+        assert model.calls == calls
+
+
+def test_a_state_that_every_forward_moves():
+    """As spectral normalisation does in training mode; the two gradients that are compared must see the same one."""
+    torch.manual_seed(0)
+    model = Model(lambda m, h: h @ m.w * m.calls).double()
+    selector = FilterThenWeight(model, torch.optim.SGD(model.parameters(), lr=1.0), models.classifier_loss, keep=3)
+    assert torch.isfinite(selector.backward(batch(6), batch(3)).weights).all()
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda m, h: Hidden.apply(h, m.w) + h @ m.w,
+        lambda m, h: torch.vmap(lambda x: x @ m.w)(h),
+        lambda m, h: torch.vmap(torch.func.grad(lambda x: (x @ m.w).square().sum()))(h),
+    ],
+    ids=["seen and unseen", "vmap", "grad"],
+)
+def test_what_capture_does_not_see(run):
+    torch.manual_seed(0)
+    assert "'w'" in checked(Model(run).double(), batch(6), batch(4))
+
+
+def test_a_way_that_only_the_pool_takes():
+    def loss(m, b):
+        h = m.first(b["x"])
+        return F.cross_entropy(m.last(Hidden.apply(h, m.w) if "more" in b else h), b["y"], reduction="none")
+
+    torch.manual_seed(0)
+    x, y = batch(6)
+    target = dict(zip("xy", batch(4), strict=True))
+    assert "'w'" in checked(Model(None).double(), {"x": x, "y": y, "more": torch.ones(6)}, target, loss)
+
+
+def test_a_parameter_that_thaws():
+    torch.manual_seed(0)
+    model = Model(lambda m, h: Hidden.apply(h, m.w)).double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    selector = FilterThenWeight(model, optimizer, models.classifier_loss, keep=3, guard=0.0)
+    model.w.requires_grad_(False)
+    assert not checked(model, batch(6), batch(4), selector=selector)
+    model.w.requires_grad_(True)
+    assert "'w'" in checked(model, batch(6), batch(4), selector=selector)
+
+
+@pytest.mark.parametrize("coupled", [False, True])
+def test_under_dropout(coupled):
+    """What is not seen is left to autograd; a loss that mixes samples is told from it all the same."""
+    torch.manual_seed(0)
+    model = Model(lambda m, h: F.dropout(Hidden.apply(h, m.w))).double()
+
+    def loss(m, b):
+        losses = models.classifier_loss(m, b)
+        return losses.mean().expand(len(losses)) if coupled else losses
+
+    selector = FilterThenWeight(model, torch.optim.SGD(model.parameters(), lr=1.0), loss, keep=3)
+    if coupled:
+        with pytest.raises(RuntimeError, match="depend on other samples"):
+            selector.select(batch(6), batch(4))
+    else:
+        with pytest.warns(UserWarning, match=r"'w'.*one backward pass a sample"):
+            selector.select(batch(6), batch(4))
+
+
+def test_a_hook_that_changes_a_gradient():
+    model = Model(lambda m, h: h @ m.w).double()
+    model.w.register_hook(lambda g: 0 * g)
+    selector = FilterThenWeight(model, torch.optim.SGD(model.parameters(), lr=1.0), models.classifier_loss, keep=3)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "captured gradients")
+        with pytest.raises(RuntimeError, match=r"'w'.*does a hook change a gradient"):
+            selector.select(batch(6), batch(4))
+
+
+def test_a_pool_of_bad_samples():
+    """The remedy is not the one that is in use; a pool that is its own target cannot drop."""
+    model = Model(lambda m, h: h @ m.w).double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    selector = FilterThenWeight(model, optimizer, models.classifier_loss, keep=3, on_nonfinite="drop")
+    x, y = batch(6)
+    with pytest.raises(FloatingPointError, match=r"sample 0, 1, 2, 3, 4, 5 is not finite$"):
+        selector.select((x * torch.nan, y), batch(4))
+    x[2] = torch.nan
+    with pytest.raises(FloatingPointError, match="target sample 2 is not finite"):
+        selector.select((x, y), None)
