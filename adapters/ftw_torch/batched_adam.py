@@ -88,8 +88,8 @@ def _values(v: list[Tensor], a: list[Tensor], step: Any, lr: Any, group: Any, da
     shift = group["eps"] + damping * lengths / roots.to(lengths.device, non_blocking=True)  # (c,)
     torch._foreach_add_(vhat, _each(shift))
     torch._foreach_reciprocal_(vhat)
-    numerator = (lengths != 0) * (lr * (1 - b1) / correction(b1, step + 1))  # (c,), 0: an untouched parameter
-    torch._foreach_mul_(vhat, _each(numerator.to(lengths.dtype)))
+    touched = (lengths != 0).to(lengths.dtype)  # (c,)
+    torch._foreach_mul_(vhat, _each(touched * (lr * (1 - b1) / correction(b1, step + 1))))
     return vhat
 
 
