@@ -241,9 +241,8 @@ class Dense:
     def combine(self, xp: Any, weights: Any) -> Any:
         """Return ``sum_i w_i G_i``; samples of zero weight do not enter, whatever they hold."""
         g = xp.reshape(widen(xp, self.grads), (self.samples, math.prod(self.shape)))  # (n, p)
-        w = _array.cast(weights, g)[:, None]  # (n, 1)
-        g = w * xp.where(w != 0, g, 0.0)
-        return xp.reshape(xp.sum(g, axis=0), self.shape)
+        w = _array.cast(weights, g)  # (n,)
+        return xp.reshape(xp.where((w != 0)[:, None], g, 0.0).T @ w, self.shape)
 
     def take(self, xp: Any, indices: Any) -> Dense:
         """Return the record of some samples."""

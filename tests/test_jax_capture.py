@@ -10,7 +10,7 @@ import jax_models
 import numpy as np
 import pytest
 from flax import linen, nnx
-from ftw_jax import _capture
+from ftw_jax import _capture, _layout
 from numpy.testing import assert_allclose
 
 import ftw
@@ -198,7 +198,7 @@ def test_factors_are_the_gradients(model):
     assert_allclose(captured.losses, truth_losses, rtol=1e-12)
     rtol = 1e-2 if model is mixed_precision else 1e-10
     leaves, found = jax.tree_util.tree_flatten_with_path(truth)[0], {}
-    for leaf, (view, (path, g)) in enumerate(zip(_capture.views(traced, params), leaves, strict=True)):
+    for leaf, (view, (path, g)) in enumerate(zip(traced.views, leaves, strict=True)):
         records = [captured.records[name] for name in view.names]
         full = np.stack([explicit.dense(r) for r in records], axis=1)  # (n, layers, ...)
         assert view.name == jax.tree_util.keystr(path)
@@ -256,7 +256,7 @@ def test_a_matrix_seen_in_two_ways_is_written_out():
     traced = _capture.trace(loss, params, pool())
     assert not traced.plan.sites
     assert traced.plan.rest == {0}
-    assert math.prod(_capture.views(traced, params)[0].shape) == 6 * D
+    assert math.prod(traced.views[0].shape) == 6 * D
 
 
 def test_the_same_gradient_either_way():
@@ -268,8 +268,24 @@ def test_the_same_gradient_either_way():
     @jax_models.jit
     def update(params):
         parts = ftw.combine(_capture.per_sample(traced, params, batch).records, weights)
-        return [v.join([parts[i] for i in v.names]) for v in _capture.views(traced, params)]
+        return [v.join([parts[i] for i in v.names]) for v in traced.views]
 
     joined = update(params)
     expected = jax_models.jit(jax.grad(lambda p: weights @ jax.vmap(loss, in_axes=(None, 0))(p, batch)))(params)
     assert_allclose(jax_models.flat(joined), jax_models.flat(expected), rtol=1e-9, atol=1e-12)
+
+
+def test_small_parameters_share_a_record_and_are_told_apart():
+    loss, params, _ = plain()
+    batch = pool()
+    traced = _capture.trace(loss, params, batch, only=frozenset())
+    shared = _capture.sharing(traced, params, apart=frozenset({"['a']"}))
+    assert [v.name for v in shared.views if v.shared is None] == ["['a']"]
+    weights = jnp.asarray([0.5, 0.0, 2.0])
+    trees = []
+    for t, count in ((traced, 7), (shared, 2)):
+        records = jax_models.jit(lambda p, b, t=t: _capture.per_sample(t, p, b, 2))(params, batch).records
+        assert len(records) == count
+        trees.append(_layout.tree_of(jax.tree.structure(params), t.views, ftw.combine(records, weights)))
+    for one, other in zip(*map(jax.tree.leaves, trees), strict=True):
+        assert_allclose(other, one, rtol=1e-12)

@@ -67,10 +67,10 @@ def test_both_routes_give_the_same_selection():
     tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(0.01))
     state = jax_models.warmed_up(tx, params)
     results = [
-        jax_models.jit(ftw_jax.filter_then_weight(loss, tx, keep=4, capture=capture, solver=jax_models.light_solver))(
+        jax_models.jit(ftw_jax.filter_then_weight(loss, tx, keep=4, solver=jax_models.light_solver, **options))(
             params, state, pool, target
         )
-        for capture in ("dense", "factors")
+        for options in ({"capture": "dense"}, {"capture": "factors", "micro_batch": 5})  # 16 is not a multiple of 5
     ]
     assert ftw_jax.capture_plan(loss, params, pool, target, capture="factors")["['emb']"][0] == "factors"
     (grads, dense), (same, factors) = results
@@ -195,6 +195,7 @@ def test_a_response_stated_by_hand():
         ({"tx": 3}, TypeError, "tx must be an optax"),
         ({"loss": 3}, TypeError, "loss must be a function"),
         ({"loss": lambda p, e: e["x"]}, TypeError, r"loss\(params, example\) must .* scalar.*float64\[3, 5\]"),
+        ({"micro_batch": 0}, ValueError, "micro_batch=0 must be an int of at least 1"),
         ({"capture": "all"}, ValueError, "capture='all' is not one of auto, dense, factors"),
         ({"damping": -1}, ValueError, "damping=-1"),
         ({"filter": "best"}, ValueError, "filter='best'"),

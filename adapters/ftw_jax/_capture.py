@@ -20,37 +20,13 @@ from ftw import Dense, OuterProduct, Rows, Sum
 from ftw.gradients import Record
 
 from . import _jaxprs, _names, _sites
+from ._layout import View, share
 from ._sites import Lookup, Plan, Product, Ref
 
-__all__ = ["CAPTURES", "Captured", "View", "per_sample", "routes", "trace"]
+__all__ = ["CAPTURES", "Captured", "per_sample", "routes", "sharing", "trace"]
 
 Loss = Callable[[Any, Any], Any]
 CAPTURES = ("auto", "dense", "factors")
-
-
-class View(NamedTuple):
-    """How a parameter appears among the records: as it is, or as a stack of matrices."""
-
-    name: str
-    shape: tuple[int, ...]
-    stack: tuple[int, ...] = ()
-    matrix: tuple[int, int] | None = None
-
-    @property
-    def names(self) -> list[str]:
-        """Names of the records."""
-        return [f"{self.name}[{i}]" for i in range(math.prod(self.stack))] if self.stack else [self.name]
-
-    def split(self, x: Any) -> list[Any]:
-        """Return the parts of an array of the parameter's shape, one a record."""
-        if self.matrix is None:
-            return [x]
-        x = jnp.reshape(x, (-1, *self.matrix))
-        return [x[i] for i in range(x.shape[0])]
-
-    def join(self, parts: list[Any]) -> Any:
-        """Return the array of the parameter's shape."""
-        return jnp.reshape(jnp.stack(parts) if len(parts) > 1 else parts[0], self.shape)
 
 
 class Traced(NamedTuple):
@@ -58,6 +34,7 @@ class Traced(NamedTuple):
 
     program: Any  # ClosedJaxpr: (*leaves, *example) -> loss
     plan: Plan
+    views: list[View]  # how each parameter appears among the records
 
 
 class Captured(NamedTuple):
@@ -80,7 +57,19 @@ def trace(loss: Loss, params: Any, batch: Any, *, only: frozenset[int] | None = 
         return trace(loss, params, batch, only=keep, program=program)
     if only is not None:
         plan.rest |= set(range(leaves)) - only
-    return Traced(program, plan)
+    sites = {s.leaf: s for s in plan.sites}
+    views = [
+        View(name, p.shape, sites[i].stack, sites[i].matrix) if i in sites else View(name, p.shape)
+        for i, (name, p) in enumerate(_names.flatten(params, what="params")[0].items())
+    ]
+    return Traced(program, plan, views)
+
+
+def sharing(traced: Traced, params: Any, *, apart: frozenset[str]) -> Traced:
+    """Return a trace in which small parameters without a site share a record, those named in ``apart`` not."""
+    sites = {s.leaf for s in traced.plan.sites}
+    leaves = [i for i, v in enumerate(traced.views) if i not in sites and v.name not in apart]
+    return traced._replace(views=share(traced.views, [p.dtype for p in jax.tree.leaves(params)], leaves))
 
 
 def _inconsistent(plan: Plan) -> frozenset[int]:
@@ -118,25 +107,20 @@ def routes(traced: list[Traced], params: Any, capture: str) -> tuple[frozenset[i
     return frozenset(chosen), stated  # type: ignore[return-value]
 
 
-def views(traced: Traced, params: Any) -> list[View]:
-    """Return how each parameter appears among the records."""
-    leaves, _ = _names.flatten(params, what="params")
-    sites = {s.leaf: s for s in traced.plan.sites}
-    return [
-        View(name, p.shape, sites[i].stack, sites[i].matrix) if i in sites else View(name, p.shape)
-        for i, (name, p) in enumerate(leaves.items())
-    ]
-
-
-def per_sample(traced: Traced, params: Any, batch: Any) -> Captured:
-    """Return the gradients of n samples by name of `views`, and their losses.
+def per_sample(traced: Traced, params: Any, batch: Any, micro_batch: int | None = None) -> Captured:
+    """Return the gradients of n samples by name of the views' records, and their losses.
 
     Notes
     -----
-    A forward pass and a backward pass to activations for each sample, and the gradients of what is left over.
+    A forward pass and a backward pass to activations for each sample, and the gradients of what is left over; for all
+    samples at once, or for ``micro_batch`` at a time.
     """
     leaves = jax.tree.leaves(params)
     rest = sorted(traced.plan.rest)
+    shared: dict[str, list[int]] = {}
+    for leaf, view in enumerate(traced.views):
+        if view.shared is not None:
+            shared.setdefault(view.shared, []).append(leaf)
 
     def loss_of(zeros: Any, live: Any, example: Any) -> Any:
         values = list(leaves)
@@ -150,28 +134,42 @@ def per_sample(traced: Traced, params: Any, batch: Any) -> Captured:
     def one(example: Any) -> Any:
         zeros = [jnp.zeros((*s.lengths, *s.out.shape), s.out.dtype) for s in traced.plan.sites]
         live = [leaves[i] for i in rest]
-        (value, seen), grads = jax.value_and_grad(loss_of, argnums=(0, 1), has_aux=True)(zeros, live, example)
-        return value, seen, grads
+        (value, seen), (output_grads, grads) = jax.value_and_grad(loss_of, argnums=(0, 1), has_aux=True)(
+            zeros, live, example
+        )
+        found = dict(zip(rest, grads, strict=True))
+        flat = {}
+        for name, members in shared.items():
+            parts = [found.pop(i) if i in found else jnp.zeros_like(leaves[i]) for i in members]
+            flat[name] = jnp.concatenate([jnp.reshape(g, (-1,)) for g in parts])
+        return value, seen, output_grads, found, flat
 
-    losses, seen, (output_grads, live_grads) = jax.vmap(one)(batch)
+    n = jax.tree.leaves(batch)[0].shape[0]
+    walk = jax.vmap(one) if micro_batch is None or micro_batch >= n else _in_pieces(one, micro_batch)
+    losses, seen, output_grads, found, flat = walk(batch)
     parts: list[list[list[Any]]] = [[] for _ in leaves]  # of each parameter: its uses, each a list by layer
     for site, x, b in zip(traced.plan.sites, seen, output_grads, strict=True):
         parts[site.leaf].append(_records(site, x, b))
-    shapes = views(traced, params)
-    for leaf, g in zip(rest, live_grads, strict=True):
-        view = shapes[leaf]
+    for leaf, g in found.items():
+        view = traced.views[leaf]
         if view.matrix is None:
             parts[leaf].append([Dense(g)])
         else:
             stack = jnp.reshape(g, (g.shape[0], -1, *view.matrix))  # (n, layers, rows, columns)
             parts[leaf].append([Dense(stack[:, i]) for i in range(stack.shape[1])])
-    records: dict[str, Record] = {}
-    for leaf, view in enumerate(shapes):
+    records: dict[str, Record] = {name: Dense(g) for name, g in flat.items()}
+    for leaf, view in enumerate(traced.views):
+        if view.shared is not None:
+            continue
         if not parts[leaf]:  # the loss does not depend on it
-            parts[leaf] = [[Dense(jnp.zeros((losses.shape[0], *view.shape), leaves[leaf].dtype))]]
+            parts[leaf] = [[Dense(jnp.zeros((n, *view.shape), leaves[leaf].dtype))]]
         for name, uses in zip(view.names, zip(*parts[leaf], strict=True), strict=True):
             records[name] = uses[0] if len(uses) == 1 else Sum(tuple(uses))
     return Captured(records, losses)
+
+
+def _in_pieces(one: Any, size: int) -> Any:
+    return lambda batch: jax.lax.map(one, batch, batch_size=size)
 
 
 def _run(

@@ -71,7 +71,7 @@ def loss(params: Any, text: Any) -> Any:
     """Return the mean cross-entropy of one sample (length + 1,) over its bytes: each from those before."""
     tokens, following = text[:-1], text[1:]  # (t,), (t,)
     x = params["tokens"][tokens] + params["positions"][: tokens.shape[0]]  # (t, width)
-    x, _ = jax.lax.scan(_block, x, params["layers"])
+    x, _ = jax.lax.scan(_block, x, params["layers"], unroll=True)
     logits = jax.nn.log_softmax(_norm(x, params["norm"]) @ params["tokens"].T)  # (t, 256)
     return -jnp.mean(jnp.take_along_axis(logits, following[:, None], axis=1))
 

@@ -5,6 +5,7 @@ Each step is one compiled function: the selection, the gradient and the optimize
 
 from __future__ import annotations
 
+import math
 import random
 import sys
 from collections.abc import Callable, Sequence
@@ -28,19 +29,34 @@ __all__ = ["main"]
 OPTIMIZER = optax.adamw(1e-3, weight_decay=1e-2)
 
 
+PIECE = 8  # samples at a time: they fit a processor's cache
+
+
 def mean_loss(params: Any, batch: Any) -> Any:
     """Return the mean loss over a batch (n, length + 1)."""
     return jnp.mean(jax.vmap(loss, in_axes=(None, 0))(params, batch))
 
 
-evaluate = jax.jit(mean_loss)
+def by_pieces(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """Return the function of parameters and a batch, which is a mean over samples, as one that walks the batch."""
+
+    def walk(params: Any, batch: Any) -> Any:
+        pieces = jnp.reshape(batch, (-1, math.gcd(batch.shape[0], PIECE), batch.shape[1]))  # (pieces, size, length + 1)
+        means = jax.lax.map(lambda piece: function(params, piece), pieces)
+        return jax.tree.map(lambda x: jnp.mean(x, axis=0), means)
+
+    return jax.jit(walk)
+
+
+evaluate = by_pieces(mean_loss)
+gradient = by_pieces(jax.value_and_grad(mean_loss))
 
 
 @cache
 def chooser(method: str, keep: int, pool: int, target: int) -> Callable[..., Any]:
     """Return the compiled ``(params, opt_state, pool, target) -> (grads, selection)`` of a method."""
     options: dict[str, Any] = {"filter": "top_k", "weight": "uniform", "guard": 0.0} if method == _demo.TOP_K else {}
-    select = jax.jit(ftw_jax.filter_then_weight(loss, OPTIMIZER, keep=keep, **options))
+    select = jax.jit(ftw_jax.filter_then_weight(loss, OPTIMIZER, keep=keep, micro_batch=PIECE, **options))
     params = initial(_demo.LENGTH - 1)
     batches = (np.zeros((size, _demo.LENGTH), np.int32) for size in (pool, target))
     compiled: Callable[..., Any] = select.lower(params, OPTIMIZER.init(params), *batches).compile()
@@ -52,9 +68,6 @@ def apply(params: Any, opt_state: Any, grads: Any) -> tuple[Any, Any]:
     """Return the parameters and the state after the optimizer's step."""
     updates, opt_state = OPTIMIZER.update(grads, opt_state, params)
     return optax.apply_updates(params, updates), opt_state
-
-
-gradient = jax.jit(jax.value_and_grad(mean_loss))
 
 
 class Learner:
@@ -112,7 +125,7 @@ class Framework:
 
         @jax.jit
         def step(params: Any, state: Any, batch: Any) -> tuple[Any, Any, Any]:
-            value, grads = jax.value_and_grad(mean_loss)(params, batch)
+            value, grads = gradient(params, batch)
             updates, state = optimizer.update(grads, state, params)
             return optax.apply_updates(params, updates), state, value
 

@@ -22,7 +22,7 @@ from . import _names
 from ._items import Held, Known, Live, Unreadable
 from ._program import run
 
-__all__ = ["geometry", "is_psd", "linear_updates"]
+__all__ = ["geometry", "is_psd", "linear_updates", "orthogonalised"]
 
 
 def linear_updates(
@@ -124,7 +124,8 @@ def _read(
         wide = jnp.promote_types(a.dtype, jnp.float32)
         inputs.append(Live(a, leaf, jnp.ones((), wide), jnp.zeros((), bool)))
     inputs += [Known(x, x if jnp.ndim(x) == 0 else None) for x in jax.tree.leaves((opt_state, params))]
-    muon = _muon_leaves(opt_state, names, params)
+    found = orthogonalised(opt_state)
+    muon = {i: found[name] for i, name in enumerate(names) if name in found}
     outs = run(program, inputs, damping, orthogonal=frozenset(muon))
     for leaf, (name, out) in enumerate(zip(names, outs, strict=True)):
         _check(name, leaf, out, leaves[name].shape, opt_state)
@@ -155,10 +156,10 @@ def _update(out: Any, a: Any, nothing: Any, damping: float, coefficients: Any) -
         else:  # it is zero, and known to be
             operator = Scale(scale)
         return LinearUpdate(-out.value - operator.apply(a), operator)
-    sign = jnp.where(jnp.sum(scale * (1 if out.values is None else out.values)) < 0, -1, 1)
-    scale = jnp.where(out.zero, jnp.where(nothing, sign * scale, 0), scale)
-    operator = Scale(scale) if out.values is None else Diagonal(scale * out.values)
-    return LinearUpdate(-out.value - operator.apply(a.astype(scale.dtype)), operator)
+    slope = scale if out.values is None else scale * out.values  # () or (*shape)
+    slope = jnp.where(out.zero, jnp.where(nothing, jnp.abs(slope), 0), slope)
+    operator = Scale(slope) if out.values is None else Diagonal(slope)
+    return LinearUpdate(-out.value - operator.apply(a.astype(slope.dtype)), operator)
 
 
 def _check(name: str, leaf: int, out: Any, shape: tuple[int, ...], opt_state: Any) -> None:
@@ -195,8 +196,8 @@ def _state_types(opt_state: Any) -> list[str]:
     return [n for n in found if n not in ("MaskedNode", "EmptyState", "MaskedState", "PartitionState")]
 
 
-def _muon_leaves(opt_state: Any, names: list[str], params: Any) -> dict[int, Any]:
-    """Return ``{number: coefficients}`` of the parameters for which a state of the type MuonState keeps a momentum."""
+def orthogonalised(opt_state: Any) -> dict[str, Any]:
+    """Return ``{path: coefficients}`` of the parameters for which a state of the type MuonState keeps a momentum."""
     found: dict[str, Any] = {}
 
     def visit(node: Any) -> None:
@@ -208,4 +209,4 @@ def _muon_leaves(opt_state: Any, names: list[str], params: Any) -> dict[int, Any
             visit(child)
 
     visit(opt_state)
-    return {i: found[name] for i, name in enumerate(names) if name in found}
+    return found

@@ -15,8 +15,9 @@ from ftw.filters import Filter
 from ftw.geometry import Operator
 
 from . import _capture, _names
+from ._layout import operators_of, tree_of
 from .geometry import geometry as optimizer_geometry
-from .geometry import is_psd
+from .geometry import is_psd, orthogonalised
 
 __all__ = ["capture_plan", "filter_then_weight"]
 
@@ -40,6 +41,7 @@ def filter_then_weight(
     guard: float = 0.3,
     damping: float = 0.1,
     capture: str = "auto",
+    micro_batch: int | None = None,
     geometry: Geometry | None = None,
 ) -> Select:
     """Return a function that chooses ``keep`` samples of a pool, and weights for them, and composes their gradient.
@@ -58,6 +60,9 @@ def filter_then_weight(
         How per-sample gradients are kept: written out, which is ``vmap(grad)``; as the factors of products and look-ups
         wherever the loss has them; or, parameter by parameter, as what takes less memory (`ftw_jax.capture_plan` states
         it).
+    micro_batch : int, optional
+        Walk the samples so many at a time: the same gradients, less memory, and faster on a CPU, whose cache a few
+        samples fill. None takes them all at once, as a pool that several devices share needs it.
     geometry : callable, optional
         ``(params, opt_state, gradient) -> {keystr path: operator}`` in place of the optimizer's own response, for
         optimizers that cannot be read; ``gradient`` is the target's, a tree like params.
@@ -78,32 +83,31 @@ def filter_then_weight(
         for an optimizer that cannot be read. Values (NaN, no useful candidate) come back in ``selection.status``, and
         with weights of NaN the gradient is NaN too.
     """
-    _check_options(loss, tx, keep, damping, capture, geometry)
+    _check_options(loss, tx, keep, damping, capture, micro_batch, geometry)
 
     def select(params: Any, opt_state: Any, pool: Any, target: Any = None, **extra_args: Any) -> tuple[Any, Selection]:
-        _, treedef = _names.flatten(params, what="params")
+        names, treedef = _names.flatten(params, what="params")
         n = _samples(pool, what="pool")
         if keep > n:
             raise ValueError(f"{_WHAT}: keep={keep} must lie in 1 .. {n}, the number of samples in the pool")
         _check_loss(loss, params, pool)
+        m = n if target is None else _samples(target, what="target")
         if target is not None:
             _check_alike(pool, target)
-        pool_trace, target_trace, views = _plan(loss, params, pool, target, capture)
-        records, losses = _capture.per_sample(pool_trace, params, pool)
-        if target is None:
-            samples, target_losses = None, losses
-            g_T = ftw.combine(records, jnp.full((n,), 1 / n, losses.dtype))
-        else:
-            m = _samples(target, what="target")
-            samples, target_losses = _capture.per_sample(target_trace, params, target)
-            g_T = ftw.combine(samples, jnp.full((m,), 1 / m, losses.dtype))
-        at = jax.tree.unflatten(treedef, [view.join([g_T[i] for i in view.names]) for view in views])
+        apart = frozenset(names if geometry else orthogonalised(opt_state))
+        traces = _plan(loss, params, pool, target, capture, apart)
+        views = traces[0].views
+        records, losses = _capture.per_sample(traces[0], params, pool, micro_batch)
+        samples, target_losses = None, losses
+        if target is not None:
+            samples, target_losses = _capture.per_sample(traces[1], params, target, micro_batch)
+        g_T = ftw.combine(records if samples is None else samples, jnp.full((m,), 1 / m, losses.dtype))
+        at = tree_of(treedef, views, g_T)
         if geometry is None:
             operators = optimizer_geometry(tx, params, opt_state, anticipate=at, damping=damping, extra_args=extra_args)
         else:
             operators = dict(geometry(params, opt_state, at))
-        psd = is_psd(operators)
-        operators = {i: part for view in views for i, part in _parts(view, operators).items()}
+        operators = operators_of(views, operators)
         selection = ftw.filter_then_weight(
             records,
             g_T,
@@ -118,13 +122,11 @@ def filter_then_weight(
             target_samples=samples,
             guard=guard,
         )
-        selection = _refuse_indefinite(selection, psd)
+        selection = _refuse_indefinite(selection, is_psd(operators))
         members = ftw.take(records, selection.indices)
         grads = ftw.combine(members, selection.weights)
         selection = selection._replace(losses=losses, target_loss=jnp.mean(target_losses))
-        joined = [view.join([grads[i] for i in view.names]) for view in views]
-        leaves = [g.astype(p.dtype) for g, p in zip(joined, jax.tree.leaves(params), strict=True)]
-        return jax.tree.unflatten(treedef, leaves), selection
+        return jax.tree.map(lambda g, p: g.astype(p.dtype), tree_of(treedef, views, grads), params), selection
 
     return select
 
@@ -149,7 +151,9 @@ def capture_plan(
     return _capture.routes(traced, params, capture)[1]
 
 
-def _plan(loss: Loss, params: Any, pool: Any, target: Any, capture: str) -> tuple[Any, Any, list[Any]]:
+def _plan(
+    loss: Loss, params: Any, pool: Any, target: Any, capture: str, apart: frozenset[str]
+) -> list[_capture.Traced]:
     """Trace the loss of the pool and of the target, and choose what is kept as factors in both."""
     batches = [pool] if target is None else [pool, target]
     traced = [_capture.trace(loss, params, batch) for batch in batches]
@@ -158,22 +162,7 @@ def _plan(loss: Loss, params: Any, pool: Any, target: Any, capture: str) -> tupl
         _capture.trace(loss, params, batch, only=chosen, program=t.program)
         for batch, t in zip(batches, traced, strict=True)
     ]
-    return traced[0], traced[-1], _capture.views(traced[0], params)
-
-
-def _parts(view: _capture.View, operators: Mapping[str, Operator]) -> dict[str, Operator]:
-    """Return the operators of a parameter's records."""
-    if view.name not in operators:
-        raise ValueError(f"{_WHAT}: geometry has no operator for {view.name}; it has {sorted(operators)}")
-    operator = operators[view.name]
-    if isinstance(operator, ftw.Diagonal):
-        return dict(zip(view.names, map(ftw.Diagonal, view.split(operator.values)), strict=True))
-    if not isinstance(operator, ftw.Scale) and view.matrix is not None and view.shape != view.matrix:
-        raise TypeError(
-            f"{_WHAT}: {type(operator).__name__} acts on {view.name} {view.shape} as a whole, and its gradients are "
-            f"kept as {len(view.names)} matrices {view.matrix}; use capture='dense'"
-        )
-    return dict.fromkeys(view.names, operator)
+    return [_capture.sharing(t, params, apart=apart) for t in traced]
 
 
 def _refuse_indefinite(selection: Selection, psd: Any) -> Selection:
@@ -184,7 +173,7 @@ def _refuse_indefinite(selection: Selection, psd: Any) -> Selection:
     )
 
 
-def _check_options(loss: Any, tx: Any, keep: Any, damping: Any, capture: Any, geometry: Any) -> None:
+def _check_options(loss: Any, tx: Any, keep: Any, damping: Any, capture: Any, micro_batch: Any, geometry: Any) -> None:
     if not callable(loss):
         raise TypeError(f"{_WHAT}: loss must be a function (params, example) -> scalar, got {type(loss).__name__}")
     if not callable(getattr(tx, "update", None)):
@@ -197,6 +186,8 @@ def _check_options(loss: Any, tx: Any, keep: Any, damping: Any, capture: Any, ge
         raise ValueError(f"{_WHAT}: damping={damping!r} must be a number, not negative")
     if capture not in _capture.CAPTURES:
         raise ValueError(f"{_WHAT}: capture={capture!r} is not one of {', '.join(_capture.CAPTURES)}")
+    if micro_batch is not None and (type(micro_batch) is not int or micro_batch < 1):
+        raise ValueError(f"{_WHAT}: micro_batch={micro_batch!r} must be an int of at least 1, or None")
     if geometry is not None and not callable(geometry):
         raise TypeError(f"{_WHAT}: geometry must be a function (params, opt_state, gradient) -> {{name: operator}}")
 
