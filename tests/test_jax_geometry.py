@@ -222,6 +222,40 @@ def test_what_cannot_be_read_is_refused_by_name(tx, message):
         ftw_jax.geometry(tx, p, tx.init(p), anticipate=gradient(0))
 
 
+SMOOTH = {  # acts on each entry by itself, the second part of the chain on what the first gives
+    "arctan": optax.chain(optax.stateless(lambda g, p: jax.tree.map(jnp.arctan, g)), optax.sgd(0.1)),
+    "cubic": optax.chain(optax.trace(0.9), optax.stateless(lambda g, p: jax.tree.map(lambda x: -x - x**3, g))),
+    "one leaf": optax.chain(optax.stateless(lambda g, p: {**g, "w": jnp.sinh(g["w"])}), optax.sgd(0.1, momentum=0.9)),
+}  # fmt: skip
+MIXED = {  # symmetric; over the parameters; climbing; a second moment, which is differentiated through
+    "centred": optax.chain(optax.centralize(), optax.sgd(0.1)),
+    "crossed": optax.stateless(lambda g, p: {**g, "b": -g["b"] * (1 + g["t"][0, 0])}),
+    "after adam": optax.chain(optax.stateless(lambda g, p: jax.tree.map(jnp.sinh, g)), optax.adam(1e-3)),
+    "climbs": optax.stateless(lambda g, p: jax.tree.map(lambda x: x + x**3, g)),
+}
+
+
+@pytest.mark.parametrize("name", [*SMOOTH, *MIXED])
+def test_a_smooth_transform_is_linearised_on_request(name):
+    tx, p, a = {**SMOOTH, **MIXED}[name], params(), gradient(0)
+    state = jax_models.warmed_up(tx, p)
+    with pytest.raises(TypeError, match="linearise=True"):
+        ftw_jax.geometry(tx, p, state, anticipate=a)
+    read = jax_models.jit(lambda a: ftw_jax.linear_updates(tx, p, state, anticipate=a, linearise=True))
+    updates = read(a)
+    assert bool(is_psd({n: u.operator for n, u in updates.items()})) is (name in SMOOTH)
+    if name not in SMOOTH:
+        return
+    truth = tx.update(a, state, p)[0]
+    for key, leaf in truth.items():
+        update = updates[f"['{key}']"]
+        assert_allclose(-(update.offset + update.operator.apply(a[key])), leaf, rtol=1e-9)
+        if name != "one leaf" or key == "w":
+            jacobian = jax.jacobian(lambda x, k=key: tx.update({**a, k: x}, state, p)[0][k])(a[key])
+            dense = -np.asarray(jacobian).reshape(leaf.size, leaf.size)
+            assert_allclose(np.diag(np.ravel(update.operator.values)), dense, rtol=1e-9, atol=1e-12)
+
+
 def test_an_optimizer_that_climbs_is_noticed():
     p = params()
     for tx, psd in ((optax.scale_by_adam(), False), (optax.adam(1e-3), True), (optax.scale(-1.0), True)):

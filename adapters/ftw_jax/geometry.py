@@ -3,14 +3,14 @@
 Any object with ``init`` and ``update`` will do. What is affine in the gradient entry by entry once its nonlinear
 factors are held (`ftw_jax._program` says how that is read off the update itself) gives `Scale` or `Diagonal`; Muon's
 orthogonalisation gives `Polar`. That covers chains, masks, partitions, injected hyper-parameters, accumulation over
-several steps, clipping and schedules, since all of them are part of the program that is read. Whatever else mixes
-entries is refused by name.
+several steps, clipping and schedules, since all of them are part of the program that is read. What is left is refused
+by name, or linearised if that is asked for and it acts on each entry by itself (``_linearised.py``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from ftw.geometry import Operator
 
 from . import _names
 from ._items import Held, Known, Live, Unreadable
+from ._linearised import linearised
 from ._program import run
 
 __all__ = ["geometry", "is_psd", "linear_updates", "orthogonalised"]
@@ -33,6 +34,7 @@ def linear_updates(
     anticipate: Any,
     damping: float = 0.0,
     extra_args: Mapping[str, Any] | None = None,
+    linearise: bool = False,
 ) -> dict[str, LinearUpdate]:
     """Return the next change of each parameter as an affine function of the next gradient, ``-(offset + operator(g))``.
 
@@ -49,6 +51,10 @@ def linear_updates(
         Added to each second-moment denominator as a multiple of its root mean square over the parameter.
     extra_args : mapping, optional
         Further arguments of ``tx.update``.
+    linearise : bool
+        Where a parameter's update cannot be read, take its derivative at a, if it is smooth and acts on each entry by
+        itself (a soft clip, a power). One that mixes entries or parameters, which only the values can show, gets an
+        operator of -1, so that a selection ends as `ftw.Status.NOT_PSD`; a derivative that climbs does so too.
 
     Returns
     -------
@@ -60,14 +66,14 @@ def linear_updates(
     ------
     TypeError
         If the update of a parameter mixes its entries, or those of several parameters, or is nonlinear in its gradient
-        beyond factors that scale it; the message names the parameter and the operation.
+        beyond factors that scale it, unless ``linearise``; the message names the parameter and the operation.
 
     Notes
     -----
     A few elementwise operations a parameter and one evaluation of the update. No matrix product, except a thin SVD for
     Muon.
     """
-    return _read(tx, params, opt_state, anticipate, damping, extra_args, through_zero=False)
+    return _read(tx, params, opt_state, anticipate, damping, extra_args, linearise, through_zero=False)
 
 
 def geometry(
@@ -78,6 +84,7 @@ def geometry(
     anticipate: Any,
     damping: float = 0.1,
     extra_args: Mapping[str, Any] | None = None,
+    linearise: bool = False,
 ) -> dict[str, Operator]:
     """Return the operators of `linear_updates`, looking through a factor of zero that all parameters share.
 
@@ -87,7 +94,7 @@ def geometry(
 
     Parameters and errors are those of `linear_updates`.
     """
-    updates = _read(tx, params, opt_state, anticipate, damping, extra_args, through_zero=True)
+    updates = _read(tx, params, opt_state, anticipate, damping, extra_args, linearise, through_zero=True)
     return {name: update.operator for name, update in updates.items()}
 
 
@@ -107,6 +114,7 @@ def _read(
     anticipate: Any,
     damping: float,
     extra_args: Mapping[str, Any] | None,
+    linearise: bool,
     *,
     through_zero: bool,
 ) -> dict[str, LinearUpdate]:
@@ -127,12 +135,17 @@ def _read(
     found = orthogonalised(opt_state)
     muon = {i: found[name] for i, name in enumerate(names) if name in found}
     outs = run(program, inputs, damping, orthogonal=frozenset(muon))
-    for leaf, (name, out) in enumerate(zip(names, outs, strict=True)):
-        _check(name, leaf, out, leaves[name].shape, opt_state)
+    odd = [leaf for leaf, out in enumerate(outs) if not _readable(out, leaf, leaves[names[leaf]].shape)]
+    if odd and not linearise:
+        _refuse(names[odd[0]], outs[odd[0]], opt_state)
+    smooth = linearised(lambda g: update(g, opt_state, params), list(at.values()), odd) if odd else {}
     zeros = [out.zero for out in outs if isinstance(out, Live)]
     nothing = jnp.all(jnp.stack(zeros)) if zeros and through_zero else jnp.asarray(False)
     every = zip(at.items(), outs, strict=True)
-    return {name: _update(out, a, nothing, damping, muon.get(i)) for i, ((name, a), out) in enumerate(every)}
+    return {
+        name: smooth[i] if i in smooth else _update(out, a, nothing, damping, muon.get(i))
+        for i, ((name, a), out) in enumerate(every)
+    }
 
 
 def _update(out: Any, a: Any, nothing: Any, damping: float, coefficients: Any) -> LinearUpdate:
@@ -162,12 +175,14 @@ def _update(out: Any, a: Any, nothing: Any, damping: float, coefficients: Any) -
     return LinearUpdate(-out.value - operator.apply(a.astype(slope.dtype)), operator)
 
 
-def _check(name: str, leaf: int, out: Any, shape: tuple[int, ...], opt_state: Any) -> None:
-    """Raise if an output is not an affine function of the gradient of its own parameter."""
-    if isinstance(out, Known) or (
-        isinstance(out, Live) and out.leaf == leaf and not out.swapped and out.value.shape == shape
-    ):
-        return
+def _readable(out: Any, leaf: int, shape: tuple[int, ...]) -> bool:
+    """Tell whether an output is an affine function of the gradient of its own parameter."""
+    own = isinstance(out, Live) and out.leaf == leaf and not out.swapped and out.value.shape == shape
+    return own or isinstance(out, Known)
+
+
+def _refuse(name: str, out: Any, opt_state: Any) -> NoReturn:
+    """Raise for an output that is not an affine function of the gradient of its own parameter."""
     if isinstance(out, Unreadable):
         why = f"goes through {out.reason!r}, which is not a scaling of its entries"
     elif isinstance(out, Held):
@@ -177,7 +192,8 @@ def _check(name: str, leaf: int, out: Any, shape: tuple[int, ...], opt_state: An
     states = ", ".join(_state_types(opt_state)) or "empty"
     raise TypeError(
         f"geometry: the optimizer's update of {name} {why}; its states are {states}. "
-        "Pass geometry=, a function (params, opt_state, gradient) -> {name: operator}, to state its response"
+        "Pass geometry=, a function (params, opt_state, gradient) -> {name: operator}, to state its response, or "
+        "linearise=True if it is smooth and acts on each entry by itself"
     )
 
 

@@ -43,6 +43,7 @@ def filter_then_weight(
     capture: str = "auto",
     micro_batch: int | None = None,
     geometry: Geometry | None = None,
+    linearise: bool = False,
 ) -> Select:
     """Return a function that chooses ``keep`` samples of a pool, and weights for them, and composes their gradient.
 
@@ -66,6 +67,9 @@ def filter_then_weight(
     geometry : callable, optional
         ``(params, opt_state, gradient) -> {keystr path: operator}`` in place of the optimizer's own response, for
         optimizers that cannot be read; ``gradient`` is the target's, a tree like params.
+    linearise : bool
+        Take the derivative of what cannot be read of the optimizer, if it acts on each entry by itself: that of
+        `ftw_jax.geometry`.
 
     Returns
     -------
@@ -104,7 +108,8 @@ def filter_then_weight(
         g_T = ftw.combine(records if samples is None else samples, jnp.full((m,), 1 / m, losses.dtype))
         at = tree_of(treedef, views, g_T)
         if geometry is None:
-            operators = optimizer_geometry(tx, params, opt_state, anticipate=at, damping=damping, extra_args=extra_args)
+            more: Any = {"damping": damping, "extra_args": extra_args, "linearise": linearise}
+            operators = optimizer_geometry(tx, params, opt_state, anticipate=at, **more)
         else:
             operators = dict(geometry(params, opt_state, at))
         operators = operators_of(views, operators)
