@@ -31,7 +31,7 @@ from . import layout, moves
 from .backprop import gradients, has_reentrant
 from .coupled import refuse_batch_statistics, refuse_coupled_layers
 from .derived import Aligned, Derived, Key, pull_of, written_out
-from .functions import INPLACE, PLAIN, first, tensors, transformed
+from .functions import INPLACE, PLAIN, WRITES, first, tensors, transformed
 from .layout import Layout, Scattered
 from .records import merge, seen
 
@@ -231,14 +231,14 @@ class Capture(TorchFunctionMode):
             if self.samples == 1:
                 found = Layout(1, y.numel())
             else:
-                for x in sampled:
+                for x in (x for x in sampled if func not in WRITES or x is args[0]):
                     place = self.where(x)
                     found = None if place is None else moves.place(func, x, place, self.samples, args, kwargs, y)
                     if found is not None:
                         break
-            if found is None and y is first(args) and func in INPLACE:
+            if found is None and func in INPLACE and (y is first(args) or func in WRITES):
                 whole = y.ndim and y.shape[0] % self.samples == 0
-                found = self.where(y) or (Layout(1, y.numel() // self.samples) if whole else None)
+                found = self.where(args[0]) or (Layout(1, y.numel() // self.samples) if whole else None)
             y._ftw_samples = (self._serial, found)  # type: ignore[attr-defined]
         if (
             args

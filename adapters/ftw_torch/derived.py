@@ -74,6 +74,8 @@ def pull_of(func: Any, args: Any, kwargs: Any, base: Tensor, out: Tensor) -> Pul
         return lambda record: record
     if func in _TRANSPOSES and base.ndim == 2 and out.shape == base.shape[::-1] and out.data_ptr() == base.data_ptr():
         return _transposed if out.stride() == base.stride()[::-1] else None
+    if func in _TRANSPOSES and base.ndim == 3 and out.shape == base.mT.shape and out.stride() == base.mT.stride():
+        return _each_transposed(out.shape)
     if func in _EXPANSIONS:
         return _expanded(tuple(base.shape), tuple(out.shape))
     shares = out.untyped_storage().data_ptr() == base.untyped_storage().data_ptr()
@@ -113,6 +115,15 @@ def _transposed(record: Any) -> Any:
     if isinstance(record, OuterProduct):
         return OuterProduct(record.output_grads, record.inputs)
     return Dense(_grads(record).mT) if isinstance(record, Dense) else NotImplemented
+
+
+def _each_transposed(shape: torch.Size) -> Pull:
+    """Return the way back from a stack of matrices, each transposed."""
+
+    def pull(record: Any) -> Any:
+        return Dense(_grads(record).reshape(-1, *shape).mT) if isinstance(record, Dense) else NotImplemented
+
+    return pull
 
 
 def _expanded(old: tuple[int, ...], new: tuple[int, ...]) -> Pull:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .layout import forms, getters
 
-__all__ = ["INPLACE", "PLAIN", "first", "tensors", "transformed"]
+__all__ = ["INPLACE", "PLAIN", "WRITES", "first", "tensors", "transformed"]
 
 
 def tensors(tree: Any) -> Iterator[Tensor]:
@@ -53,4 +53,8 @@ _GRAD: Any = Tensor.grad
 PLAIN = frozenset([*getters(_PROPERTIES), *forms(_QUESTIONS), _GRAD.__set__])
 """Functions that only ask a tensor about itself, or put its ``.grad`` aside for a while."""
 
-INPLACE = frozenset(forms("index_add_", "index_copy_", "index_put_", "scatter_", "scatter_add_", "copy_", "add_"))
+_NEW = "index_add index_copy index_put scatter scatter_add"
+WRITES = frozenset(forms(_NEW, "index_add_ index_copy_ index_put_ scatter_ scatter_add_"))
+"""Functions that write rows of one tensor into chosen places of their first."""
+
+INPLACE = WRITES | frozenset(forms("copy_", "add_"))

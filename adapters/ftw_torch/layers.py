@@ -22,7 +22,7 @@ from torch.autograd.function import once_differentiable
 
 from ftw import Dense, OuterProduct, Rows
 
-from . import composed, convolution, copies, layout
+from . import composed, convolution, copies, experts, layout
 from .capture import Capture
 from .copies import batched, on_leading_axes, trains
 from .layout import forms
@@ -302,4 +302,5 @@ RULES: dict[Any, Rule] = {
     **dict.fromkeys(forms("__getitem__"), getitem),
     **copies.RULES,
     **convolution.RULES,
+    **experts.RULES,
 }
