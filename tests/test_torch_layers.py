@@ -289,18 +289,29 @@ FLOATS = {
         lambda m, x: torch.mm(x.reshape(-1, 6), mat2=m.w).view(len(x), -1, 3), {"w": (6, 3)}
     ),
     "a product for each head": lambda: Model(lambda m, x: x[:, None] @ m.w, {"w": (3, 6, 2)}),
+    "bilinear": lambda: Model(lambda m, x: m.b(x[..., :4], x.tanh()), b=nn.Bilinear(4, 6, 2)),
+    "einsum, a matrix": lambda: Model(lambda m, x: torch.einsum("nti,oi->nto", x, m.w), {"w": (3, 6)}),
+    "einsum, heads in and out": lambda: Model(
+        lambda m, x: torch.einsum("nthk,hko -> nto", torch.einsum("nti,ihk->nthk", x, m.w).tanh(), m.v),
+        {"w": (6, 2, 3), "v": (2, 3, 4)},
+    ),
+    "einsum, turned": lambda: Model(
+        lambda m, x: torch.einsum("hio,tni->nhto", (m.w, x.transpose(0, 1))), {"w": (2, 6, 3)}
+    ),
     "a product for each sample": lambda: Model(lambda m, x: torch.bmm(x, m.w.expand(len(x), -1, -1)), {"w": (6, 3)}),
 }
 
 AUTOGRAD = {
     "lstm": lambda: Model(lambda m, x: m.r(x)[0], r=nn.LSTM(6, 3, batch_first=True)),
-    "bilinear": lambda: Model(lambda m, x: m.b(x, x), b=nn.Bilinear(6, 6, 2)),
-    "einsum": lambda: Model(lambda m, x: torch.einsum("nti,oi->nto", x, m.w), {"w": (3, 6)}),
+    "tensordot": lambda: Model(lambda m, x: torch.tensordot(x, m.w, ([2], [1])), {"w": (3, 6)}),
+    "einsum, a batch of products": lambda: Model(
+        lambda m, x: torch.einsum("nthi,hio->ntho", x.unflatten(-1, (2, 3)), m.w), {"w": (2, 3, 4)}
+    ),
     "made of parameters": lambda: Model(
-        lambda m, x: (lambda w: F.linear(x, w) + torch.einsum("nti,oi->nto", x, m.v + w))(m.w * 2),
+        lambda m, x: (lambda w: F.linear(x, w) + torch.tensordot(x, m.v + w, ([2], [1])))(m.w * 2),
         {"w": (3, 6), "v": (3, 6)},
     ),
-    "mixed uses": lambda: Model(lambda m, x: F.linear(x, m.w) + torch.einsum("nti,oi->nto", x, m.w), {"w": (3, 6)}),
+    "mixed uses": lambda: Model(lambda m, x: F.linear(x, m.w) + torch.tensordot(x, m.w, ([2], [1])), {"w": (3, 6)}),
 }
 
 

@@ -17,7 +17,7 @@ from .coupled import refuse_batch_statistics
 if TYPE_CHECKING:
     from .capture import Capture
 
-__all__ = ["affine", "batch_norm", "group_norm", "multi_head_attention", "prelu", "rms_norm"]
+__all__ = ["affine", "batch_norm", "bilinear", "einsum", "group_norm", "multi_head_attention", "prelu", "rms_norm"]
 
 
 def affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
@@ -77,6 +77,46 @@ def prelu(capture: Capture, input: Tensor, weight: Tensor) -> Any:
     with capture:
         slope: Any = weight if weight.numel() == 1 else _by_channel(weight, input)
         return torch.where(input > 0, input, input * slope)
+
+
+def bilinear(capture: Capture, input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
+    """Rule of ``F.bilinear``, ``y_o = x1' W_o x2``."""
+    if capture.name(weight) is None:
+        return NotImplemented
+    with capture:
+        z = F.linear(input2, weight.reshape(-1, weight.shape[2]))
+        z = z.reshape(*input2.shape[:-1], *weight.shape[:2])  # (..., d_out, d1)
+        return affine((z * input1[..., None, :]).sum(-1), None, bias)
+
+
+def einsum(capture: Capture, equation: Any, *operands: Any) -> Any:
+    """Rule of ``einsum("...,...->...", x, W)`` where it is a matrix product: what both have is summed over."""
+    if len(operands) == 1 and isinstance(operands[0], (tuple, list)):
+        operands = tuple(operands[0])
+    if not isinstance(equation, str) or "->" not in equation or "." in equation or len(operands) != 2:
+        return NotImplemented
+    terms, out = equation.replace(" ", "").split("->")
+    letters = terms.split(",")
+    k = next((i for i in (0, 1) if capture.name(operands[i]) is not None and capture.sampled(operands[1 - i])), None)
+    if k is None or len(letters) != 2 or any(len(set(term)) < len(term) for term in (*letters, out)):
+        return NotImplemented
+    own, other = letters[k], letters[1 - k]
+    summed = [c for c in own if c in other]
+    new, rest = [c for c in own if c not in other], [c for c in other if c not in own]
+    if not summed or set(out) != {*new, *rest}:
+        return NotImplemented  # a batch of products, or sums over what one of them has alone
+    with capture:
+        weight, x = operands[k], operands[1 - k]
+        sizes = {**dict(zip(own, weight.shape, strict=True)), **dict(zip(other, x.shape, strict=True))}
+        columns = math.prod(sizes[c] for c in summed)
+        rows = x.permute([other.index(c) for c in rest + summed]).reshape(*(sizes[c] for c in rest), columns)
+        if own == "".join(summed + new):
+            y = rows @ weight.reshape(columns, -1)
+        else:
+            weight = weight if own == "".join(new + summed) else weight.permute([own.index(c) for c in new + summed])
+            y = F.linear(rows, weight.reshape(-1, columns))
+        y = y.reshape([sizes[c] for c in rest + new])
+        return y.permute([(rest + new).index(c) for c in out])
 
 
 def multi_head_attention(

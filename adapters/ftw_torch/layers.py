@@ -297,6 +297,8 @@ RULES: dict[Any, Rule] = {
     F.prelu: composed.prelu,
     F.scaled_dot_product_attention: batched(F.scaled_dot_product_attention),
     F.multi_head_attention_forward: composed.multi_head_attention,
+    F.bilinear: composed.bilinear,
+    torch.einsum: composed.einsum,
     **dict.fromkeys(forms("addmm"), addmm),
     **dict.fromkeys(forms("matmul", "__matmul__", "mm", "bmm"), matmul),
     **dict.fromkeys(forms("__getitem__"), getitem),
