@@ -11,6 +11,7 @@ import jax_models
 import numpy as np
 import optax
 import pytest
+from ftw_jax import _capture, step
 from numpy.testing import assert_allclose
 
 import ftw
@@ -60,6 +61,39 @@ def language_model(dtype=jnp.float64):
     layers = {"up": draw(2, 6, 8), "bias": draw(2, 8), "down": draw(2, 8, 6)}
     params = {"emb": draw(9, 6), "layers": layers, "scale": 1 + draw(6)}
     return loss, params, jnp.asarray(rng.integers(0, 9, (16, 5))), jnp.asarray(rng.integers(0, 9, (4, 7)))
+
+
+@pytest.mark.parametrize("capture", ["dense", "factors"])
+def test_gram_matrix_and_scores_of_both_routes_equal_brute_force(capture):
+    loss, params, pool, target = language_model()
+    state = jax_models.warmed_up(optax.adam(0.01), params)
+    P, operators = jax_models.adam_metric(state[0], params, 0.1 * np.ones(268), lr=0.01), {}
+    traced = step._plan(loss, params, pool, target, capture, frozenset())
+    for view, values in zip(traced[0].views, _unflat(P, params), strict=True):
+        operators[view.name] = ftw.Diagonal(values)
+    operators = step.operators_of(traced[0].views, operators)
+
+    def products(params, *batches):
+        captured = [_capture.per_sample(t, params, b) for t, b in zip(traced, batches, strict=True)]
+        records, others = (c.records for c in captured)
+        g_T = ftw.combine(others, jnp.full(4, 0.25))
+        return (
+            ftw.gram(records, operators),
+            ftw.cross_gram(records, others, operators),
+            ftw.scores(records, g_T, operators),
+        )
+
+    g, h = jax_models.explicit(loss, params, pool), jax_models.explicit(loss, params, target)
+    truth = (g * P) @ g.T, (g * P) @ h.T, (g * P) @ h.mean(axis=0)
+    for ours, expected in zip(jax_models.jit(products)(params, pool, target), truth, strict=True):
+        assert_allclose(ours, expected, rtol=1e-9, atol=1e-9 * np.max(np.abs(expected)))
+
+
+def _unflat(vector, params):
+    """The leaves of a tree like params, from their entries one after the other."""
+    ends = np.cumsum([p.size for p in jax.tree.leaves(params)])
+    parts = np.split(np.asarray(vector), ends[:-1])
+    return [jnp.asarray(v.reshape(p.shape)) for v, p in zip(parts, jax.tree.leaves(params), strict=True)]
 
 
 def test_both_routes_give_the_same_selection():
@@ -218,6 +252,17 @@ def test_errors_name_the_argument(options, error, message):
 
     with pytest.raises(error, match=message):
         run()
+
+
+def test_few_targets_are_logged_once_when_it_is_traced(caplog):
+    loss, params, pool, target = jax_models.mlp(m=3)
+    tx = optax.sgd(0.1)
+    step._warn_once.cache_clear()
+    for guard in (0.0, 0.3, 0.3):
+        options = {**CHEAP, "guard": guard}
+        jax.eval_shape(ftw_jax.filter_then_weight(loss, tx, keep=3, **options), params, tx.init(params), pool, target)
+        assert len(caplog.records) == (guard > 0)
+    assert "the target has 3 samples" in caplog.text
 
 
 SHARDED = """

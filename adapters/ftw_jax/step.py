@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import logging
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,6 +16,7 @@ from ftw import Selection, Simplex, Status
 from ftw.constraints import Constraint
 from ftw.filters import Filter
 from ftw.geometry import Operator
+from ftw.guard_watch import GuardWatch
 
 from . import _capture, _names
 from ._layout import operators_of, tree_of
@@ -25,6 +29,8 @@ Loss = Callable[[Any, Any], Any]
 Geometry = Callable[[Any, Any, Any], Mapping[str, Operator]]
 Select = Callable[..., tuple[Any, Selection]]
 _WHAT = "filter_then_weight"
+log = logging.getLogger("ftw_jax")
+_warn_once = functools.cache(log.warning)  # the same words once a process, however often it is traced
 
 
 def filter_then_weight(
@@ -78,7 +84,8 @@ def filter_then_weight(
         ``pool`` and ``target`` are pytrees with the samples on axis 0, of the same structure; None takes the pool's own
         mean as the target. ``grads`` is a tree like ``params``, ready for ``tx.update``. ``selection`` is an
         `ftw.Selection` with ``losses`` (n,) of the pool and ``target_loss``. ``extra_args`` are further arguments of
-        ``tx.update``.
+        ``tx.update``. Fewer than 40 target samples are logged once, when it is traced; that their gradient stays
+        shorter than its own error only ``selection.signal`` can tell (below 1), as `ftw.guard` says.
 
     Raises
     ------
@@ -98,6 +105,8 @@ def filter_then_weight(
         m = n if target is None else _samples(target, what="target")
         if target is not None:
             _check_alike(pool, target)
+            for words in GuardWatch().note(math.inf, m) if guard else []:
+                _warn_once(words)
         apart = frozenset(names if geometry else orthogonalised(opt_state))
         traces = _plan(loss, params, pool, target, capture, apart)
         views = traces[0].views
