@@ -207,14 +207,39 @@ def test_schedule_free_in_eval_mode():
         linear_update(outside("schedulefree").AdamWScheduleFree([p]), p)
 
 
-@pytest.mark.parametrize("kind", ["Adam8bit", "AdamW8bit"])
-def test_eight_bits(kind):
+BITS = [
+    ("Adam8bit", {}),
+    ("AdamW8bit", {}),
+    ("AdamW", {"optim_bits": 8}),
+    ("PagedAdamW", {}),
+    ("Lion8bit", {}),
+    ("Lion", {}),
+]
+
+
+@pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
+@pytest.mark.parametrize(("kind", "options"), BITS)
+def test_eight_bits_or_more(kind, options):
     package = outside("bitsandbytes")
     run(
-        lambda ps: getattr(package.optim, kind)(ps, lr=0.01, weight_decay=0.1, min_8bit_size=512),
+        lambda ps: getattr(package.optim, kind)(ps, lr=0.01, weight_decay=0.1, min_8bit_size=512, **options),
         [(16, 64), (5, 7), (1024,)],
         torch.float32,
     )
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"lr": 0.01, "scale_parameter": False, "relative_step": False},  # the Trainer's
+        {"lr": 0.01, "scale_parameter": False, "relative_step": False, "beta1": 0.9, "weight_decay": 0.1},
+        {"warmup_init": True},
+        {"clip_threshold": 0.2, "decay_rate": -0.5},
+    ],
+)
+def test_adafactor_of_transformers(options):
+    package = outside("transformers.optimization")
+    run(lambda ps: package.Adafactor(ps, **options), SHAPES, torch.float32)
 
 
 @pytest.mark.parametrize(

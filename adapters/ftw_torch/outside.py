@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 import ftw.optimizers as updates
+from ftw.geometry import Diagonal, Kronecker, Scale
 from ftw.optimizers import LinearUpdate
 
 from .readers import Reader, number, zeros
@@ -61,23 +62,43 @@ def _schedule_free_adamw(optimizer: Any) -> Reader:
     return read
 
 
-def _adam8bit(optimizer: Any) -> Reader:
-    """Adam and AdamW of ``bitsandbytes``: moments in 8 bits by blocks of 256, or in 32; decoupled decay."""
+def _moment(p: Tensor, state: Any, i: int) -> Tensor:
+    """Return a moment of ``bitsandbytes``, in 8 bits by blocks of 256, or in 32."""
+    import bitsandbytes.functional as functional
+
+    x: Tensor = state.get(f"state{i}", zeros(p))
+    if x.dtype != torch.uint8:
+        return x
+    code, scale = state[f"qmap{i}"], state[f"absmax{i}"]
+    wide: Tensor = functional.dequantize_blockwise(x, absmax=scale, code=code, blocksize=256)
+    return wide.reshape(p.shape)
+
+
+def _bits_lion(optimizer: Any) -> Reader:
+    """Lion of ``bitsandbytes``."""
 
     def read(p: Tensor, state: Any, group: Any, *, lr: Any, anticipate: Tensor | None, damping: float) -> LinearUpdate:
-        import bitsandbytes.functional as functional
+        return updates.lion(
+            _moment(p, state, 1),
+            1 if state else 0,
+            lr=lr,
+            betas=group["betas"],
+            weight_decay=group["weight_decay"],
+            param=p.detach(),
+            anticipate=anticipate,
+            damping=damping,
+        )
 
-        def moment(i: int) -> Tensor:
-            x: Tensor = state.get(f"state{i}", zeros(p))
-            if x.dtype != torch.uint8:
-                return x
-            code, scale = state[f"qmap{i}"], state[f"absmax{i}"]
-            wide: Tensor = functional.dequantize_blockwise(x, absmax=scale, code=code, blocksize=256)
-            return wide.reshape(p.shape)
+    return read
 
+
+def _bits_adam(optimizer: Any) -> Reader:
+    """Adam and AdamW of ``bitsandbytes``, both with decoupled decay."""
+
+    def read(p: Tensor, state: Any, group: Any, *, lr: Any, anticipate: Tensor | None, damping: float) -> LinearUpdate:
         return updates.adamw(
-            moment(1),
-            moment(2),
+            _moment(p, state, 1),
+            _moment(p, state, 2),
             number(state.get("step", 0)),
             lr=lr,
             betas=group["betas"],
@@ -87,6 +108,52 @@ def _adam8bit(optimizer: Any) -> Reader:
             anticipate=anticipate,
             damping=damping,
         )
+
+    return read
+
+
+def _adafactor(optimizer: Any) -> Reader:
+    """Adafactor of ``transformers``, its clip held at the anticipated gradient."""
+
+    def read(p: Tensor, state: Any, group: Any, *, lr: Any, anticipate: Tensor | None, damping: float) -> LinearUpdate:
+        t, value, a = state.get("step", 0) + 1, p.detach().float(), anticipate
+        floor, least = group["eps"]
+        if group["relative_step"]:
+            lr = min(1e-6 * t if group["warmup_init"] else 1e-2, t**-0.5)
+        if group["scale_parameter"]:
+            lr = lr * value.square().mean().sqrt().clamp(min=least)
+        offset, rate, share = lr * group["weight_decay"] * value, lr, t ** group["decay_rate"]
+        if group["beta1"] is not None:
+            offset, rate = offset + group["beta1"] * state.get("exp_avg", zeros(p)), lr * (1 - group["beta1"])
+        if a is None and t == 1:
+            return LinearUpdate(offset, Scale(rate))
+
+        def inverse(name: str, axis: int | None) -> Tensor:
+            """Return 1 / (root + damping) of a mean over an axis of the squares."""
+            v = state.get(name, 0.0)
+            if a is not None:
+                square = a.float().square() + floor
+                v = (1 - share) * v + share * (square if axis is None else square.mean(axis))
+            v = v / v.mean(-1, keepdim=True) if axis == -1 else v
+            root = v.sqrt()
+            out: Tensor = 1 / (root + damping * v.mean().sqrt())
+            return out
+
+        if p.ndim == 2:
+            operator: Any = Kronecker(rate * inverse("exp_avg_sq_row", -1), inverse("exp_avg_sq_col", -2))
+        elif p.ndim < 2:
+            operator = Diagonal(rate * inverse("exp_avg_sq", None))
+        else:
+            rows, columns = inverse("exp_avg_sq_row", -1), inverse("exp_avg_sq_col", -2)
+            operator = Diagonal(rate * rows[..., None] * columns[..., None, :])
+        if a is not None and rate:
+            size = (operator.apply(a.float()) / rate).square().mean().sqrt() / group["clip_threshold"]
+            clip = size.clamp(min=1.0)
+            if p.ndim == 2:
+                operator = Kronecker(operator.left / clip, operator.right)
+            else:
+                operator = Diagonal(operator.values / clip)
+        return LinearUpdate(offset, operator)
 
     return read
 
@@ -124,7 +191,16 @@ def _soap(optimizer: Any) -> Reader:
 READERS: dict[str, Callable[[Any], Reader]] = {
     "lion_pytorch.lion_pytorch.Lion": _lion,
     "schedulefree.adamw_schedulefree.AdamWScheduleFree": _schedule_free_adamw,
-    "bitsandbytes.optim.adam.Adam8bit": _adam8bit,
-    "bitsandbytes.optim.adamw.AdamW8bit": _adam8bit,
+    **{
+        f"bitsandbytes.optim.{module}.{paged}{name}{bits}": reader
+        for module, name, reader in (
+            ("adam", "Adam", _bits_adam),
+            ("adamw", "AdamW", _bits_adam),
+            ("lion", "Lion", _bits_lion),
+        )
+        for paged in ("", "Paged")
+        for bits in ("", "8bit", "32bit")
+    },
+    "transformers.optimization.Adafactor": _adafactor,
     "pytorch_optimizer.optimizer.soap.SOAP": _soap,
 }
