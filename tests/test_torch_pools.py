@@ -34,6 +34,17 @@ def test_every_sample_once(size):
         assert (pools.read, pools.offered) == (17, 17)
 
 
+def test_a_stream_that_is_used_up_is_said():
+    pools = Pools(iter(range(5)), size=3)
+    first = next(iter(pools)).tolist()
+    assert [pool.tolist() for pool in pools] == [[3, 4]]  # what was not read goes on
+    with pytest.warns(UserWarning, match="used up by the pass before"):
+        assert list(pools) == []
+    assert first == [0, 1, 2]
+    again = Pools(range(5), size=3)
+    assert [pool.tolist() for pool in (*again, *again)] == [[0, 1, 2], [3, 4]] * 2
+
+
 def test_a_stream_is_not_read_ahead():
     stream = Stream(100)
     for i, _ in enumerate(Pools(stream, 4, ragged)):

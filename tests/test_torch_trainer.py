@@ -10,6 +10,7 @@ import pytest
 import torch
 from ftw_torch import FilterThenWeight
 from ftw_torch.trainer import FilterThenWeightMixin
+from ftw_torch.trainer_setup import refuse
 from trainers import (
     TARGET,
     TRAIN,
@@ -353,6 +354,17 @@ def test_options_are_checked(tmp_path):
         trainer(tmp_path, target=iter(TARGET))
     with pytest.raises(ValueError, match="compute_loss_func"):
         trainer(tmp_path, compute_loss_func=lambda outputs, labels, num_items_in_batch=None: outputs[0])
+
+
+def test_samples_laid_into_one_row_are_refused(tmp_path):
+    from transformers import DataCollatorWithFlattening
+
+    with pytest.raises(ValueError, match=r"all samples of a batch into one row.*packing_strategy='wrapped'"):
+        trainer(tmp_path, data_collator=DataCollatorWithFlattening())
+    made = trainer(tmp_path)
+    made.padding_free = True  # as TRL's SFTTrainer has it
+    with pytest.raises(ValueError, match="padding_free=False"):
+        refuse(made, own_loss=False)
 
 
 def test_a_loss_of_the_users_own_trainer_is_not_passed_over(tmp_path):

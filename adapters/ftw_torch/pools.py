@@ -75,6 +75,7 @@ class Pools:
         self.key = _content if key is None else key
         self._target = None if target is None else {self.key(sample) for sample in target}
         self._warned = False
+        self._passes = 0
         self._reset()
 
     def _reset(self) -> None:
@@ -112,6 +113,7 @@ class Pools:
     def __iter__(self) -> Iterator[Any]:
         """Yield the pools of one pass over the samples."""
         self._reset()
+        self._passes += 1
         source = iter(self.samples)
         while True:
             places: list[tuple[Any, int]] = []
@@ -122,6 +124,8 @@ class Pools:
                 self._check(sample)
                 places.append((sample, self.reoffer))
             if not places:
+                if self._passes > 1 and not self.read and source is self.samples:
+                    warnings.warn("the samples were an iterator, used up by the pass before", stacklevel=2)
                 return
             self.current, self._left = [sample for sample, _ in places], [left for _, left in places]
             self.offered += len(places)

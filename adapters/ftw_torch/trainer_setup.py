@@ -21,6 +21,11 @@ def refuse(trainer: Any, *, own_loss: bool) -> None:
                 f"{name.split('_')[1]} shards parameters, and the selection reads whole ones: run the processes "
                 "without it (DDP)"
             )
+    if getattr(trainer, "padding_free", False) or type(trainer.data_collator).__name__ == "DataCollatorWithFlattening":
+        raise ValueError(
+            "the collator lays all samples of a batch into one row, which would be one candidate: padding_free=False, "
+            "and with packing packing_strategy='wrapped'"
+        )
     if trainer.args.fp16:
         raise ValueError("fp16 scales the gradients that the selection measures; train in bf16 instead")
     if own_loss:
