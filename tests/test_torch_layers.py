@@ -281,6 +281,9 @@ FLOATS = {
     "experts, modules": lambda: Experts(6, fused=False),
     "experts, one parameter": lambda: Experts(6, fused=True),
     "experts, masked": lambda: Model(masked_expert, up=nn.Linear(6, 6)),
+    "instance norm": lambda: Model(
+        lambda m, x: m.norm(m.a(x).transpose(1, 2)), a=nn.Linear(6, 6), norm=nn.InstanceNorm1d(6, affine=True)
+    ),
     "changed in place": lambda: nn.Sequential(nn.Linear(6, 6), nn.ReLU(inplace=True), nn.Linear(6, 3)),
     "a sum kept on the side": lambda: Model(
         lambda m, x: m.a(x) + 0 * torch.zeros((), dtype=x.dtype).add_(x.detach().sum()), a=nn.Linear(6, 3)
@@ -307,6 +310,7 @@ AUTOGRAD = {
     "einsum, a batch of products": lambda: Model(
         lambda m, x: torch.einsum("nthi,hio->ntho", x.unflatten(-1, (2, 3)), m.w), {"w": (2, 3, 4)}
     ),
+    "einsum that repeats": lambda: Model(lambda m, x: torch.einsum("nti,oi->nto", x[..., :1], m.w), {"w": (3, 6)}),
     "made of parameters": lambda: Model(
         lambda m, x: (lambda w: F.linear(x, w) + torch.tensordot(x, m.v + w, ([2], [1])))(m.w * 2),
         {"w": (3, 6), "v": (3, 6)},

@@ -17,7 +17,17 @@ from .coupled import refuse_batch_statistics
 if TYPE_CHECKING:
     from .capture import Capture
 
-__all__ = ["affine", "batch_norm", "bilinear", "einsum", "group_norm", "multi_head_attention", "prelu", "rms_norm"]
+__all__ = [
+    "affine",
+    "batch_norm",
+    "bilinear",
+    "einsum",
+    "group_norm",
+    "instance_norm",
+    "multi_head_attention",
+    "prelu",
+    "rms_norm",
+]
 
 
 def affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
@@ -51,6 +61,23 @@ def group_norm(
     """Rule of ``F.group_norm``."""
     with capture:
         normal = F.group_norm(input, num_groups, None, None, eps)
+        return affine(normal, _by_channel(weight, input), _by_channel(bias, input))
+
+
+def instance_norm(
+    capture: Capture,
+    input: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Any:
+    """Rule of ``F.instance_norm``."""
+    with capture:
+        normal = F.instance_norm(input, running_mean, running_var, None, None, use_input_stats, momentum, eps)
         return affine(normal, _by_channel(weight, input), _by_channel(bias, input))
 
 
@@ -103,10 +130,11 @@ def einsum(capture: Capture, equation: Any, *operands: Any) -> Any:
     own, other = letters[k], letters[1 - k]
     summed = [c for c in own if c in other]
     new, rest = [c for c in own if c not in other], [c for c in other if c not in own]
-    if not summed or set(out) != {*new, *rest}:
+    weight, x = operands[k], operands[1 - k]
+    alike = all(weight.shape[own.index(c)] == x.shape[other.index(c)] for c in summed)  # einsum repeats what is 1 long
+    if not summed or not alike or set(out) != {*new, *rest}:
         return NotImplemented  # a batch of products, or sums over what one of them has alone
     with capture:
-        weight, x = operands[k], operands[1 - k]
         sizes = {**dict(zip(own, weight.shape, strict=True)), **dict(zip(other, x.shape, strict=True))}
         columns = math.prod(sizes[c] for c in summed)
         rows = x.permute([other.index(c) for c in rest + summed]).reshape(*(sizes[c] for c in rest), columns)

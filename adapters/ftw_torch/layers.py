@@ -293,6 +293,7 @@ RULES: dict[Any, Rule] = {
     F.layer_norm: layer_norm,
     F.rms_norm: composed.rms_norm,
     F.group_norm: composed.group_norm,
+    F.instance_norm: composed.instance_norm,
     F.batch_norm: composed.batch_norm,
     F.prelu: composed.prelu,
     F.scaled_dot_product_attention: batched(F.scaled_dot_product_attention),
