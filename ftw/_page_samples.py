@@ -20,7 +20,7 @@ SHOWN = 5
 
 def lengths(record: Record) -> str:
     """Return which lengths were picked, a panel a method, those of the pool beside them."""
-    found = {method: _lengths(runs) for method, runs in record.methods.items()}
+    found = {method: both for method, runs in record.methods.items() if (both := _lengths(runs))[0]}
     every = [n for picks, pool in found.values() for n in (pool or [n for _, n in picks])]
     if len(set(every)) < 2:
         return ""
@@ -37,7 +37,6 @@ def lengths(record: Record) -> str:
     panels = {
         method: ([(step, kind(n)) for step, n in picks], Counter(map(kind, pool)))
         for method, (picks, pool) in found.items()
-        if picks
     }
     return (
         '<section><h2>Picks by length</h2><p class="soft small">Share of the samples trained on, by their length, over '

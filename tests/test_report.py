@@ -273,7 +273,12 @@ values = st.recursive(
     max_leaves=5,
 )
 samples = st.lists(
-    values | st.dictionaries(st.sampled_from(["text", "source", "weight", "score", "index"]), values), max_size=3
+    values
+    | st.dictionaries(st.sampled_from(["text", "source", "weight", "score", "index"]), values)
+    | st.fixed_dictionaries(
+        {"id": st.sampled_from("abc") | values, "length": st.integers(0, 9) | values, "text": values}
+    ),
+    max_size=3,
 )
 steps = st.fixed_dictionaries(
     {"step": st.integers(0, 3) | values},
@@ -284,6 +289,11 @@ steps = st.fixed_dictionaries(
         "picked": samples | values,
         "refused": samples | values,
         "pool": st.dictionaries(st.text(max_size=3), st.integers(0, 5) | values) | values,
+        "offered": st.fixed_dictionaries(
+            {},
+            optional={"id": st.lists(st.sampled_from("abc") | values), "length": st.lists(st.integers(0, 9) | values)},
+        )
+        | values,
     },
 )
 

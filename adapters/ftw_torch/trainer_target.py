@@ -141,7 +141,7 @@ def row_keys(batch: Mapping[str, Any]) -> list[str]:
             row = x[i] if mask is None or x.shape != mask.shape else x[i][mask[i].bool()]
             row = row.float() if row.dtype == torch.bfloat16 else row
             digest.update(f"{name}{tuple(row.shape)}".encode() + row.contiguous().numpy().tobytes())
-        keys.append(digest.hexdigest())
+        keys.append(digest.hexdigest()[:16])
     return keys
 
 
