@@ -469,7 +469,7 @@ def test_renormalised_embedding_is_left_to_autograd():
 
 def test_parameters_are_never_in_the_graph_of_a_pass():
     """Hooks of parameters (a sharded optimizer's) are not run by a selector's passes, by the slow route either."""
-    model, calls = nn.Sequential(nn.Linear(6, 6), nn.Bilinear(6, 6, 2)), []
+    model, calls = nn.Sequential(nn.Linear(6, 6), models.Unruled(6)), []
     mixed = Model(lambda m, x: m.b(m.a(x), x) * m.s, {"s": (1,)}, a=model[0], b=model[1])
     for p in mixed.parameters():
         p.register_hook(lambda g: calls.append(1))

@@ -51,6 +51,17 @@ class GPT(nn.Module):
         return self.head(self.norm(h))
 
 
+class Unruled(nn.Module):
+    """A linear layer of the product of two, by a function for which capture has no rule."""
+
+    def __init__(self, d):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(d, d) / d)
+
+    def forward(self, x, y):
+        return torch.tensordot(x * y, self.weight, ([-1], [1]))
+
+
 def lm_loss(model, batch):
     """Mean over tokens of each sequence's next-token loss: (n,)."""
     logits = model(batch[:, :-1])
