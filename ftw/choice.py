@@ -326,7 +326,7 @@ def _only(xp: Any, constraint: Constraint, passed: Any, like: Any) -> Constraint
 
 
 def _guarded(xp: Any, b: Any, order: Any, short: Any, K: Any, products: Products, targets: int, cap: float) -> Linear:
-    """Return b' of the shortlist; the pool's mean is formed only if the gate is open, R only given K (s, s)."""
+    """Return b' of the shortlist; the pool's mean is formed only if the gate is open, D only given K (s, s)."""
     zero = xp.zeros_like(b[0])
     pool = products.pool
     if products.samples is None or pool is None or cap == 0:
@@ -339,8 +339,9 @@ def _guarded(xp: Any, b: Any, order: Any, short: Any, K: Any, products: Products
 
     def opened() -> tuple[Any, Any]:
         distance, means = pool(order, short)
-        known = None if K is None else guard_.recognition(_finite(xp, b), _finite(xp, K), products.target)
-        a, _ = guard_.shrinkage(products.target, products.samples, distance, targets, cap=cap, recognition=known)
+        lengths = products.target, products.samples
+        doubt = None if K is None else guard_.doubt(_finite(xp, b), _finite(xp, K), *lengths)
+        a, _ = guard_.shrinkage(*lengths, distance, targets, cap=cap, doubt=doubt)
         return (1 - a) * b + a * means, a
 
     values, a = _loops.cond(ratio < 1, opened, closed)

@@ -6,16 +6,22 @@ the P metric, with m target samples g_Tj, their mean g_T, and the pool's mean g_
 
     v = (mean_j |g_Tj|^2 - |g_T|^2) / (m - 1)       variance of the target mean
     F = |g_T|^2 / v                                 at least 1 in expectation while the targets are fresh
-    J = min(1, v / |g_T - g_P|^2)                   James-Stein's factor
-    R = mean_i cos^2(g_i, g_T) / mean_{i != j} cos^2(g_i, g_j)      recognition, over the shortlist
-    U = clip((0.1 - R) / 0.05, 0, 1)                the target is unknown to the pool
-    a = max(J, U) * clip(slope * (1 - F), 0, cap)   zero while F >= 1
+
+F alone is no proof: it is below one too for a target that was balanced by hand, whose gradients cancel more than those
+of a random draw. So the s candidates of the shortlist are asked as well, with their cosines c_i to g_T and C_ij to each
+other:
+
+    E = c' (C + 0.05 I)^-1 c                        share of |g_T|^2 that their combinations explain
+    T = mean_j |g_Tj|^2 / mean_i |g_i|^2            what is left to learn of the targets, beside the candidates
+    D = max(u(E, 0.012 sqrt(s)), u(T, 0.01))        doubt, with u(x, c) = clip(2 - x / c, 0, 1)
+    a = D * clip(slope * (1 - F), 0, cap)           zero while F >= 1
     b' = (1 - a) b + a * mean_j K_ij                scores of the shrunk target
 
-J takes the spread of the target samples for the error of their mean. Once they are memorised that is too small: their
-gradients shrink together, whatever the error. R asks the candidates instead: how parallel is the target to them, beside
-how parallel they are to each other? Where it hardly is at all, what is left of the target is noise to everybody else
-(``python -m ftw_conformance efficacy``, scenarios weak-20 and weak-40).
+A target that no combination of candidates comes near is noise to everybody but itself; one whose gradients are a tenth
+as long as the candidates' has been learned by heart. (E of a good target grows about as sqrt(s); hence the bound.)
+Where the filter needs no Gram matrix, James and Stein's factor ``J = min(1, v / |g_T - g_P|^2)`` stands for D. It takes
+the spread of the target samples for the error of their mean, which is too small once they are memorised, and it moves
+good targets as well (``python -m ftw_conformance efficacy``, the row *James-Stein alone*).
 """
 
 from __future__ import annotations
@@ -24,9 +30,10 @@ from typing import Any
 
 from . import _array
 
-__all__ = ["recognition", "shrinkage", "signal"]
+__all__ = ["doubt", "shrinkage", "signal"]
 
-UNKNOWN, KNOWN = 0.05, 0.1  # recognition below which U is one, and above which it is zero
+RIDGE = 0.05  # of the fit in E
+EXPLAINED, LEFT = 0.012, 0.01  # E / sqrt(s) and T below which doubt is one; above twice as much it is zero
 
 
 def signal(target: Any, samples: Any, m: int) -> tuple[Any, Any]:
@@ -50,8 +57,8 @@ def signal(target: Any, samples: Any, m: int) -> tuple[Any, Any]:
 
 
 @_array.quiet
-def recognition(scores: Any, gram: Any, target: Any) -> Any:
-    """Return R, how well candidates know the target, in units of how well they know each other.
+def doubt(scores: Any, gram: Any, target: Any, samples: Any) -> Any:
+    """Return D in [0, 1]: one where the target is out of the candidates' reach, or learned by heart.
 
     Parameters
     ----------
@@ -59,26 +66,29 @@ def recognition(scores: Any, gram: Any, target: Any) -> Any:
         ``<g_i, P g_T>``.
     gram : array (s, s)
         ``<g_i, P g_j>``. Where a diagonal entry is not positive the candidate counts as orthogonal to everybody.
-    target : float or 0-d array
-        ``|g_T|^2`` in the P metric.
+    target, samples : float or 0-d array
+        ``|g_T|^2`` and ``mean_j |g_Tj|^2`` in the P metric.
 
     Returns
     -------
     0-d array
-        Infinite where the candidates are orthogonal to each other, or only one.
     """
     xp = _array.namespace(scores, gram, what="guard")
     s = scores.shape[0]
-    target = _array.scalar_like(target, scores)
+    device = _array.device(scores)
+    target, samples = (xp.asarray(x, dtype=scores.dtype, device=device) for x in (target, samples))
     squares = xp.linalg.diagonal(gram)  # (s,)
     there = squares > 0
     lengths = xp.sqrt(xp.where(there, squares, 1.0))  # (s,): cosines first, since squares of products could overflow
     goal = xp.sqrt(xp.where(target > 0, target, xp.ones_like(target)))
-    to_target = xp.where(there, scores / lengths / goal, 0.0)  # (s,)
-    others = xp.where(there[:, None] & there[None, :], gram / lengths[:, None] / lengths[None, :], 0.0)  # (s, s)
-    others = others - others * xp.eye(s, dtype=others.dtype, device=_array.device(others))
-    among = xp.sum(others * others) / max(s * (s - 1), 1)
-    return xp.where(among > 0, xp.mean(to_target * to_target) / xp.where(among > 0, among, 1.0), xp.inf)
+    c = xp.where(there, scores / lengths / goal, 0.0)  # (s,)
+    C = xp.where(there[:, None] & there[None, :], gram / lengths[:, None] / lengths[None, :], 0.0)  # (s, s)
+    C = xp.clip(C, -1.0, 1.0) + RIDGE * xp.eye(s, dtype=C.dtype, device=device)
+    explained = xp.sum(c * xp.linalg.solve(C, c[:, None])[:, 0])
+    long = xp.sum(xp.where(there, squares, 0.0) / s)
+    left = xp.where(long > 0, samples / xp.where(long > 0, long, 1.0), xp.inf)
+    doubts = [xp.clip(2 - x, 0.0, 1.0) for x in (explained / (EXPLAINED * s**0.5), left / LEFT)]
+    return xp.maximum(*doubts)
 
 
 @_array.quiet
@@ -90,7 +100,7 @@ def shrinkage(
     *,
     cap: float = 0.3,
     slope: float = 2.0,
-    recognition: Any = None,
+    doubt: Any = None,
 ) -> tuple[Any, Any]:
     """Return ``(a, F)``: how far to shrink the target toward the pool's mean, and the ratio it was decided by.
 
@@ -108,8 +118,8 @@ def shrinkage(
         Largest shrinkage, in [0, 1]; 0 turns the guard off.
     slope : float
         How fast it opens below F = 1.
-    recognition : float or 0-d array, optional
-        R; without it a = J * clip(slope * (1 - F), 0, cap).
+    doubt : float or 0-d array, optional
+        D; without it James and Stein's factor.
 
     Returns
     -------
@@ -125,14 +135,13 @@ def shrinkage(
         raise ValueError(f"guard: cap={cap} must lie in [0, 1]")
     if slope < 0:
         raise ValueError(f"guard: slope={slope} must not be negative")
-    if _plain(target, samples, pool_distance, 0.0 if recognition is None else recognition):
+    if _plain(target, samples, pool_distance, 0.0 if doubt is None else doubt):
         f, v = signal(target, samples, m)
         gate = min(max(slope * (1 - f), 0.0), cap)
-        factor = min(1.0, v / pool_distance) if pool_distance > 0 else 1.0
-        if recognition is not None:
-            factor = max(factor, min(max((KNOWN - recognition) / (KNOWN - UNKNOWN), 0.0), 1.0))
+        james_stein = min(1.0, v / pool_distance) if pool_distance > 0 else 1.0
+        factor = james_stein if doubt is None else doubt
         return (gate * factor if gate > 0 else 0.0), f
-    given = [x for x in (target, samples, pool_distance, recognition) if x is not None]
+    given = [x for x in (target, samples, pool_distance, doubt) if x is not None]
     xp = _array.namespace(*given, what="guard")
     like = next(x for x in given if hasattr(x, "dtype"))
     target, samples, pool_distance = (
@@ -141,10 +150,7 @@ def shrinkage(
     f, v = signal(target, samples, m)
     far = pool_distance > v
     james_stein = xp.where(far, v, xp.ones_like(v)) / xp.where(far, pool_distance, xp.ones_like(v))
-    factor = james_stein
-    if recognition is not None:
-        unknown = (KNOWN - _array.scalar_like(recognition, factor)) / (KNOWN - UNKNOWN)
-        factor = xp.maximum(factor, xp.clip(unknown, 0.0, 1.0))
+    factor = james_stein if doubt is None else _array.scalar_like(doubt, james_stein)
     return factor * xp.clip(slope * (1 - f), 0.0, cap), f
 
 

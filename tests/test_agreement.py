@@ -7,7 +7,7 @@ import pytest
 
 ref = pytest.importorskip("ftw_reference")
 
-STEPS, N, V, KEEP, INPUTS, HIDDEN, CLASSES = 50, 16, 8, 4, 5, 6, 3
+STEPS, N, V, KEEP, INPUTS, HIDDEN, CLASSES = 50, 16, 4, 4, 5, 6, 3
 LR, BETAS, EPS, DAMPING = 2e-2, (0.9, 0.999), 1e-8, 0.1
 
 
@@ -118,7 +118,7 @@ def expected():
 
 @pytest.mark.parametrize("run", [run_torch, run_jax])
 def test_the_adapters_pick_what_the_reference_picks(expected, run):
-    assert any(a > 0 for _, _, a in expected)  # the guard has its say
+    assert sum(a > 0 for _, _, a in expected) >= 5  # the guard has its say
     for step, (ours, theirs) in enumerate(zip(run(), expected, strict=True)):
         assert ours[0] == theirs[0], f"step {step}"
         np.testing.assert_allclose(ours[1], theirs[1], atol=1e-6, err_msg=f"step {step}")

@@ -36,28 +36,59 @@ def test_cap_and_slope():
     assert_allclose(guard.shrinkage(1.5, 10.0, 1.0, 5, cap=1.0, slope=1.0), formula(1.5, 10.0, 1.0, 5, 1.0, 1.0))
 
 
-def test_an_unknown_target_is_shrunk_to_the_cap(xp):
+def test_doubt_stands_for_james_and_steins_factor(xp):
     values = np.asarray(0.5), np.asarray(10.0), np.asarray(3.0)
-    stein, f = formula(*values, 5)
-    for known, factor in ((0.01, 1.0), (0.06, 0.8), (0.2, stein / 0.3), (np.inf, stein / 0.3)):
-        expected = (max(0.3 * factor, stein), f)
-        assert_allclose(guard.shrinkage(*map(float, values), 5, recognition=known), expected, rtol=1e-12)
-        out = xp.call(lambda *v: guard.shrinkage(*v[:3], 5, recognition=v[3]), *values, np.asarray(known))
+    f = formula(*values, 5)[1]
+    for doubt in (0.0, 0.4, 1.0):
+        expected = (0.3 * doubt, f)
+        assert_allclose(guard.shrinkage(*map(float, values), 5, doubt=doubt), expected, rtol=1e-12)
+        out = xp.call(lambda *v: guard.shrinkage(*v[:3], 5, doubt=v[3]), *values, np.asarray(doubt))
         assert_allclose([xp.numpy(x) for x in out], expected, rtol=1e-12)
 
 
-def test_recognition_is_a_ratio_of_squared_cosines(xp, rng):
-    G, t = rng.normal(size=(6, 4)) * rng.lognormal(size=(6, 1)), rng.normal(size=4)
-    G[2] = 0  # no direction: orthogonal to everybody
-    unit = G / np.where(np.linalg.norm(G, axis=1, keepdims=True) > 0, np.linalg.norm(G, axis=1, keepdims=True), 1)
-    pairs = [(unit[i] @ unit[j]) ** 2 for i in range(6) for j in range(6) if i != j]
-    expected = np.mean((unit @ t) ** 2) / (t @ t) / np.mean(pairs)
-    for scale in (1.0, 1e-15, 1e15):
-        g, goal = G * scale, t * scale
-        out = xp.call(guard.recognition, g @ goal, g @ g.T, np.asarray(goal @ goal))
-        assert_allclose(xp.numpy(out), expected, rtol=1e-9)
-    out = xp.call(guard.recognition, np.ones(1), np.ones((1, 1)), np.asarray(1.0))
-    assert np.isinf(xp.numpy(out))
+def unit(x):
+    lengths = np.linalg.norm(x, axis=-1, keepdims=True)
+    return x / np.where(lengths > 0, lengths, 1)
+
+
+def ridge_fit(G, t):
+    """The share of t that a ridge regression on the rows of G explains, all of length one."""
+    s = len(G)
+    design = np.concatenate([unit(G).T, np.sqrt(0.05) * np.eye(s)])  # (p + s, s)
+    goal = np.concatenate([unit(t), np.zeros(s)])  # (p + s,)
+    return 1 - np.sum((goal - design @ np.linalg.lstsq(design, goal)[0]) ** 2)
+
+
+def test_doubt_about_a_target_that_no_combination_explains(xp, rng):
+    G = rng.normal(size=(6, 40)) * rng.lognormal(size=(6, 1))
+    G[2], G[4] = 0, G[1]  # no direction: orthogonal to everybody; a copy
+    apart = rng.normal(size=40)
+    apart = unit(apart - np.linalg.pinv(G) @ (G @ apart))  # orthogonal to all
+    seen = []
+    for lean in (0.0, 0.2, 0.25, 0.3, 1.0):
+        t = apart + lean * unit(G[0])
+        seen.append(np.clip(2 - ridge_fit(G, t) / (0.012 * np.sqrt(6)), 0, 1))
+        for scale in (1.0, 1e-15, 1e15):
+            g, goal = G * scale, t * scale
+            samples = np.mean(np.sum(g * g, axis=1))  # far from learned by heart
+            out = xp.call(guard.doubt, g @ goal, g @ g.T, np.asarray(goal @ goal), np.asarray(samples))
+            assert_allclose(xp.numpy(out), seen[-1], atol=1e-9)
+    assert seen[0] == 1
+    assert sum(0 < x < 1 for x in seen) >= 2
+    assert seen[-1] == 0
+
+
+def test_doubt_about_a_target_learned_by_heart(xp, rng):
+    G = rng.normal(size=(6, 4))
+    t = G[0] * 1e-3
+    for left, expected in ((0.5, 0.0), (0.02, 0.0), (0.016, 0.4), (0.01, 1.0), (1e-9, 1.0)):
+        samples = np.asarray(left * np.mean(np.sum(G * G, axis=1)))
+        out = xp.call(guard.doubt, G @ t, G @ G.T, np.asarray(t @ t), samples)
+        assert_allclose(xp.numpy(out), expected, atol=1e-9)
+    one = np.ones(1), np.ones((1, 1)), np.asarray(1.0), np.asarray(1.0)
+    assert xp.numpy(xp.call(guard.doubt, *one)) == 0  # the only candidate is the target
+    nobody = np.zeros(2), np.zeros((2, 2)), np.asarray(1.0), np.asarray(1.0)
+    assert xp.numpy(xp.call(guard.doubt, *nobody)) == 1
 
 
 def test_scale_changes_nothing():

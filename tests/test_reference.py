@@ -298,12 +298,16 @@ def test_step_with_the_guard():
     grads, _, metric = pool(seed=10)
     rng = np.random.default_rng(10)
     samples = rng.normal(size=(8, 20))
-    samples -= 0.9 * samples.mean(axis=0)  # a mean that is mostly noise: memorised
+    samples -= 0.9 * samples.mean(axis=0)  # a mean that is mostly noise
+
+    def square(g):
+        return np.mean(np.einsum("ip,pq,iq->i", g, metric, g))
+
+    samples *= np.sqrt(0.015 * square(grads) / square(samples))  # and half learned by heart
     target = samples.mean(axis=0)
     s = ref.filter_then_weight(grads, target, metric, keep=4, target_samples=samples)
     apart = target - grads.mean(axis=0)
-    square = target @ metric @ target
-    a, ratio = ref.shrinkage(square, np.mean([g @ metric @ g for g in samples]), apart @ metric @ apart, 8)
+    a, ratio = ref.shrinkage(target @ metric @ target, square(samples), apart @ metric @ apart, 8, doubt=0.5)
     assert (s.shrinkage, s.f_ratio) == (pytest.approx(a), pytest.approx(ratio))
     assert a > 0
     moved = (1 - a) * target + a * grads.mean(axis=0)

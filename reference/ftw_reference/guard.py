@@ -6,19 +6,22 @@ then points where only noise is left. The gradients g_T1 ... g_Tm of the target 
     v = (mean_j |g_Tj|^2 - |g_T|^2) / (m - 1)         the variance of their mean
     F = |g_T|^2 / v                                    at least 1, in expectation, for fresh targets
 
-(the familiar ratio of an F test: signal over noise). While F >= 1 nothing happens. Below, g_T is pulled toward the mean
-gradient g_P of the whole pool, as James and Stein would, but only as far as a gate is open:
+(the familiar ratio of an F test: signal over noise). While F >= 1 nothing happens. Below, the target may be memorised, or
+it was only balanced by hand, so that its samples' gradients cancel more than those of a random draw. The s candidates
+of the shortlist tell which, by their cosines c_i to g_T and C_ij to each other:
 
-    J = min(1, v / |g_T - g_P|^2)                      James-Stein
-    a = max(J, U) * clip(slope (1 - F), 0, cap)        slope 2, cap 0.3; cap 0 turns the guard off
+    E = c' (C + 0.05 I)^-1 c                           the share of |g_T|^2 that combinations of them explain
+    T = mean_j |g_Tj|^2 / mean_i |g_i|^2               what is left to learn of the target samples
+    D = max(u(E, 0.012 sqrt(s)), u(T, 0.01))           doubt, where u(x, c) = clip(2 - x / c, 0, 1)
+
+If no combination comes near the target it is noise to everybody else; if its gradients are very short beside theirs it
+has been learned by heart. Then g_T is pulled toward the mean gradient g_P of the whole pool:
+
+    a = D * clip(slope (1 - F), 0, cap)                slope 2, cap 0.3; cap 0 turns the guard off
     g_T' = (1 - a) g_T + a g_P,    b' = (1 - a) b + a * mean_j K_ij.
 
-J rests on v, the spread of the target samples. Once they are memorised their gradients shrink together, v with them,
-and J trusts a mean that is off by much more. So the candidates are asked as well: how parallel is the target to them,
-compared with how parallel they are to each other?
-
-    R = mean_i cos^2(g_i, g_T) / mean_(i != j) cos^2(g_i, g_j)         recognition, over the shortlist
-    U = clip((0.1 - R) / 0.05, 0, 1)                                   one where the target is noise to the pool
+Where nobody has formed a Gram matrix that one could ask, J = min(1, v / |g_T - g_P|^2) stands for D, as James and Stein
+would have it.
 
 With one target sample there is no variance: a = 0, and a warning says so.
 """
@@ -29,7 +32,9 @@ import math
 import warnings
 from typing import Any
 
-__all__ = ["recognition", "shrinkage"]
+import numpy as np
+
+__all__ = ["doubt", "shrinkage"]
 
 Array = Any
 
@@ -42,7 +47,7 @@ def shrinkage(
     *,
     cap: float = 0.3,
     slope: float = 2.0,
-    recognition: float = math.inf,
+    doubt: float | None = None,
 ) -> tuple[float, float]:
     """Return the shrinkage a and the ratio F.
 
@@ -58,8 +63,8 @@ def shrinkage(
         How many target samples there are.
     cap, slope : float
         The most shrinkage, and how fast the gate opens.
-    recognition : float
-        R; infinite, and so without a say, unless told.
+    doubt : float, optional
+        D; unless told, James and Stein's factor.
 
     Returns
     -------
@@ -84,32 +89,36 @@ def shrinkage(
     if variance == 0.0:
         return 0.0, math.inf
     ratio = target / variance
-    stein = min(1.0, variance / pool_distance) if pool_distance > 0.0 else 1.0
-    unknown = min(max((0.1 - recognition) / 0.05, 0.0), 1.0)
-    return max(stein, unknown) * min(max(slope * (1.0 - ratio), 0.0), cap), ratio
+    if doubt is None:
+        doubt = min(1.0, variance / pool_distance) if pool_distance > 0.0 else 1.0
+    return doubt * min(max(slope * (1.0 - ratio), 0.0), cap), ratio
 
 
-def recognition(b: Array, K: Array, target: float) -> float:
-    """Return R of candidates with scores b (s,) and Gram matrix K (s, s), for a target of squared length ``target``.
+def doubt(b: Array, K: Array, target: float, samples: float) -> float:
+    """Return D of candidates with scores b (s,) and Gram matrix K (s, s); ``target`` and ``samples`` as above.
 
-    A candidate without a length counts as orthogonal; R is infinite where all candidates are orthogonal to each other.
+    A candidate without a length is orthogonal to everybody.
 
     Examples
     --------
+    A target that is orthogonal to the candidates, then one that is not, then one whose samples are fitted.
+
     >>> import numpy as np
-    >>> recognition(np.array([0.5, 0.5]), np.array([[1.0, 1.0], [1.0, 1.0]]), 1.0)
-    0.25
+    >>> doubt(np.array([0.0, 0.0]), np.eye(2), 1.0, 9.0)
+    1.0
+    >>> doubt(np.array([0.5, 0.5]), np.eye(2), 1.0, 9.0)
+    0.0
+    >>> round(doubt(np.array([0.05, 0.05]), np.eye(2), 0.01, 0.015), 9)
+    0.5
     """
-    s = b.shape[0]
-    to_target, among = 0.0, 0.0
-    for i in range(s):
-        if K[i, i] <= 0.0:
-            continue
-        if target > 0.0:
-            to_target += b[i] ** 2 / (K[i, i] * target)
-        for j in range(s):
-            if j != i and K[j, j] > 0.0:
-                among += K[i, j] ** 2 / (K[i, i] * K[j, j])
-    if among <= 0.0:
-        return math.inf
-    return float((to_target / s) / (among / (s * (s - 1))))
+    lengths = np.sqrt(np.where(np.diag(K) > 0.0, np.diag(K), 0.0))  # (s,)
+    there = np.flatnonzero(lengths)
+    if there.size == 0:
+        return 1.0
+    some = lengths[there]  # (r,)
+    c = b[there] / some / (math.sqrt(target) if target > 0.0 else 1.0)  # (r,)
+    C = np.clip(K[np.ix_(there, there)] / some[:, None] / some, -1.0, 1.0)  # (r, r)
+    values, vectors = np.linalg.eigh(C)  # (r,), (r, r)
+    explained = float(np.sum((vectors.T @ c) ** 2 / (values + 0.05)))
+    left = samples / float(np.mean(lengths**2))
+    return max(min(max(2.0 - x, 0.0), 1.0) for x in (explained / (0.012 * math.sqrt(b.shape[0])), left / 0.01))

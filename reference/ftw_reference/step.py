@@ -34,7 +34,7 @@ import numpy as np
 
 from . import filters, similarity
 from .filters import Filtered
-from .guard import recognition, shrinkage
+from .guard import doubt, shrinkage
 from .projections import Bounds, NonNegative, Simplex, bounds, check_bounds, project_onto
 from .qp import solve_qp
 from .status import Status
@@ -174,8 +174,8 @@ def guarded_scores(
     apart = (t - mean).reshape(1, -1)  # (1, p)
     distance = similarity.scores(apart, apart[0], P)[0]
     norms = float(np.mean([similarity.scores(s.reshape(1, -1), s, P)[0] for s in samples]))
-    known = math.inf if judges is None else recognition(b[judges], K[np.ix_(judges, judges)], square)
-    a, ratio = shrinkage(square, norms, distance, samples.shape[0], cap=cap, recognition=known)
+    D = None if judges is None else doubt(b[judges], K[np.ix_(judges, judges)], square, norms)
+    a, ratio = shrinkage(square, norms, distance, samples.shape[0], cap=cap, doubt=D)
     return (1 - a) * b + a * np.mean(K, axis=1), a, ratio
 
 

@@ -122,16 +122,16 @@ def select(
             places = [go_on + math.floor((i + 0.5) * rest / some) for i in range(some)]
             pool = (np.sum(G[short], axis=0) + rest * np.mean(G[order[places]], axis=0)) / n
         square = t @ P @ t
-        known = math.inf
-        if filter != "top_k" and np.isfinite(b).all():
-            known = ref.guard.recognition(b[short], ref.gram(G[short], P), square)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             norms = float(np.mean([x @ P @ x for x in T]))
+            doubt = None
+            if filter != "top_k" and np.isfinite(b).all() and np.isfinite(G[short]).all():
+                doubt = ref.guard.doubt(b[short], ref.gram(G[short], P), square, norms)
             a, ratio = (
                 (0.0, math.nan)
                 if not math.isfinite(norms)
-                else ref.shrinkage(square, norms, (t - pool) @ P @ (t - pool), len(T), cap=guard, recognition=known)
+                else ref.shrinkage(square, norms, (t - pool) @ P @ (t - pool), len(T), cap=guard, doubt=doubt)
             )
         ratio = math.inf if len(T) == 1 else ratio
         pull = (1 - a) * b + a * (G @ P @ pool)
