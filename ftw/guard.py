@@ -21,7 +21,7 @@ A target that no combination of candidates comes near is noise to everybody but 
 as long as the candidates' has been learned by heart. (E of a good target grows about as sqrt(s); hence the bound.)
 Where the filter needs no Gram matrix, James and Stein's factor ``J = min(1, v / |g_T - g_P|^2)`` stands for D. It takes
 the spread of the target samples for the error of their mean, which is too small once they are memorised, and it moves
-good targets as well (``python -m ftw_conformance efficacy``, the row *James-Stein alone*).
+good targets as well (``python -m ftw_conformance efficacy``, the row *James-Stein's factor*).
 """
 
 from __future__ import annotations

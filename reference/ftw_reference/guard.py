@@ -6,9 +6,9 @@ then points where only noise is left. The gradients g_T1 ... g_Tm of the target 
     v = (mean_j |g_Tj|^2 - |g_T|^2) / (m - 1)         the variance of their mean
     F = |g_T|^2 / v                                    at least 1, in expectation, for fresh targets
 
-(the familiar ratio of an F test: signal over noise). While F >= 1 nothing happens. Below, the target may be memorised, or
-it was only balanced by hand, so that its samples' gradients cancel more than those of a random draw. The s candidates
-of the shortlist tell which, by their cosines c_i to g_T and C_ij to each other:
+(the familiar ratio of an F test: signal over noise). While F >= 1 nothing happens. Below, the target may be memorised,
+or it was only balanced by hand, so that its samples' gradients cancel more than those of a random draw. The s
+candidates of the shortlist tell which, by their cosines c_i to g_T and C_ij to each other:
 
     E = c' (C + 0.05 I)^-1 c                           the share of |g_T|^2 that combinations of them explain
     T = mean_j |g_Tj|^2 / mean_i |g_i|^2               what is left to learn of the target samples

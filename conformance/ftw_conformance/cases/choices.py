@@ -147,6 +147,18 @@ def shrink(m: int, cap: float, slope: float) -> Callable[..., dict[str, Any]]:
     return call
 
 
+def ask(scores: Any, gram: Any, target: Any, samples: Any) -> dict[str, Any]:
+    """Call the guard's doubt."""
+    return {"D": ftw.guard.doubt(scores, gram, target, samples)}
+
+
+def account_ask(
+    got: Mapping[str, Array], scores: Array, gram: Array, target: Array, samples: Array
+) -> dict[str, Expect]:
+    """Return the account of the doubt by the reference."""
+    return {"D": rounded(ref.guard.doubt(scores, gram, float(target), float(samples)), 1.0, 1e2)}
+
+
 @cache
 def shrink_numbers(m: int, cap: float, slope: float) -> Callable[..., dict[str, Any]]:
     """Return a call of the guard on Python numbers, which come back as such."""
@@ -351,4 +363,16 @@ def guard_cases() -> list[Case]:
             if what != "not a number":
                 numbers = shrink_numbers(m, cap, slope)
                 out.append(Case(f"{name}, numbers", numbers, inputs, account, ("float64",), heavy=True, eager=True))
+    rng = np.random.default_rng(6)
+    G = rng.normal(size=(9, 60)) * rng.lognormal(size=(9, 1))
+    G[3], G[5] = 0.0, G[4]
+    apart = rng.normal(size=60)
+    apart -= np.linalg.pinv(G) @ (G @ apart)  # out of reach
+    apart /= np.linalg.norm(apart)
+    for lean in (0.0, 0.1, 0.15, 0.2, 0.25, 0.3, 1.0):
+        t = apart + lean * G[0] / np.linalg.norm(G[0])
+        for left in (1.0, 0.015, 0.005):
+            inputs = G @ t, G @ G.T, t @ t, np.asarray(left * np.mean(np.sum(G * G, axis=1)))
+            heavy = (lean, left) != (0.2, 1.0)
+            out.append(Case(f"guard/doubt/lean {lean}, left {left}", ask, inputs, account_ask, WIDE, heavy=heavy))
     return out

@@ -186,6 +186,15 @@ def pool(
     return Pool(x, mean, models.geometry(rng, x, start), s, ())
 
 
+def memorised(p: Pool, amount: float) -> Pool:
+    """Return the pool with a target of which only ``amount`` is left, and samples whose gradients are short."""
+    P = explicit.metric(p.candidates, p.geometry)
+    own, theirs = (np.mean(np.sum(G @ P * G, axis=1)) for G in map(explicit.flat, (p.samples, p.candidates)))
+    short = math.sqrt(0.014 * theirs / own)  # the guard's doubt is then about a half
+    samples = scaled(p.samples, factors=[short] * next(iter(p.samples.values())).samples)
+    return p._replace(target={k: short * amount * g for k, g in p.target.items()}, samples=samples)
+
+
 def leaning(record: Any, g: Array, amount: float, rng: Any) -> Any:
     """Return a record of explicit gradients that lean toward g, where it is dense; others stay as they are."""
     if isinstance(record, ftw.Dense):
@@ -280,7 +289,7 @@ def cases() -> list[Case]:
     for name, options in OPTIONS.items():
         for fresh in (True, False):
             p = pool(rng, fresh=fresh)
-            p = p if fresh else p._replace(target={k: 0.05 * g for k, g in p.target.items()})
+            p = p if fresh else memorised(p, 0.05)
             what = name if fresh else f"{name}, memorised"
             add(
                 what,
@@ -294,8 +303,8 @@ def cases() -> list[Case]:
         p = pool(np.random.default_rng(50 + seed), n=24, m=4, start=seed, fresh=seed % 2 == 0)
         for shortlist in (None, 9):
             add(f"random {seed}, shortlist {shortlist}", p, {"keep": 6, "shortlist": shortlist})
-            faint = p._replace(target={k: 0.1 * g for k, g in p.target.items()})
-            add(f"random {seed}, shortlist {shortlist}, memorised", faint, {"keep": 6, "shortlist": shortlist})
+            what = f"random {seed}, shortlist {shortlist}, memorised"
+            add(what, memorised(p, 0.1), {"keep": 6, "shortlist": shortlist})
     p = pool(rng)
     add("no target samples", p._replace(samples=None), OPTIONS["default"], dtypes=wide)
     add(

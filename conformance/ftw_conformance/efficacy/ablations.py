@@ -12,8 +12,9 @@ capped weights         no weight above 2/k
 all on the Gram        no shortlist
 shortlist of N/4       half as long as the default's
 without guard          guard 0
-James-Stein alone      the guard's factor is J (with the pool's exact mean)
-recognition alone      the guard's factor is U, with bounds 0.04 and 0.07 (likewise)
+James-Stein's factor   J in the place of the guard's doubt (with the pool's exact mean)
+reach alone            doubt by E alone: the target is out of the candidates' reach (likewise)
+length alone           doubt by T alone: the target's gradients are short (likewise)
 exact route            no shortlist, the pool's mean anticipated, and for the guard the pool's mean without sampling
 =====================  =================================================================================================
 """
@@ -47,21 +48,25 @@ def _capped(step: Step) -> Choice:
     return matched(step, constraint=ftw.CappedSimplex(2 / step.keep), **USUAL)
 
 
-def _guarded(step: Step, recognised: bool) -> Choice:
-    """Return the choice for a target that was shrunk beforehand, by one of the guard's two factors."""
+def _guarded(step: Step, judge: str) -> Choice:
+    """Return the choice for a target that was shrunk beforehand, as far as one of the guard's judges says."""
     P, goal, pool = step.geometry, step.target, step.pool_mean
 
     def square(g: Mapping[str, Array]) -> float:
         return float(sum(P[name].inner(g[name], g[name]) for name in g))
 
-    length, m = square(goal), step.task.targets
-    spread = float(np.mean(squared_norms(step.target_samples, P)))
-    a, ratio = guard.shrinkage(length, spread, square({name: goal[name] - pool[name] for name in goal}), m)
-    if recognised:
-        b = ftw.scores(step.candidates, goal, P)  # (N,)
-        short = np.sort(np.argsort(-b, kind="stable")[: step.size // 2])  # (s,)
-        known = float(guard.recognition(b[short], ftw.gram(ftw.take(step.candidates, short), P), length))
-        a = min(max(2 * (1 - ratio), 0.0), 0.3) * min(max((0.07 - known) / 0.03, 0.0), 1.0)
+    length, spread = square(goal), float(np.mean(squared_norms(step.target_samples, P)))
+    b = ftw.scores(step.candidates, goal, P)  # (N,)
+    short = np.sort(np.argsort(-b, kind="stable")[: step.size // 2])  # (s,)
+    doubt = None
+    if judge == "reach":
+        gram = ftw.gram(ftw.take(step.candidates, short), P)  # (s, s)
+        doubt = float(guard.doubt(b[short], gram, length, np.inf))
+    elif judge == "length":
+        theirs = float(np.mean(squared_norms(ftw.take(step.candidates, short), P)))
+        doubt = float(np.clip(2 - spread / theirs / guard.LEFT, 0, 1))
+    distance = square({name: goal[name] - pool[name] for name in goal})
+    a, ratio = guard.shrinkage(length, spread, distance, step.task.targets, doubt=doubt)
     mixed = {name: (1 - a) * goal[name] + a * pool[name] for name in goal}
     chosen = matched(step, target=mixed, shortlist=0.5)
     return chosen._replace(shrinkage=a, signal=ratio)
@@ -79,8 +84,9 @@ ABLATIONS: dict[str, Method] = {
     "all on the Gram": Method(lambda s: matched(s, guard=0.3), Passes(3, 3, 1.0)),
     "shortlist of N/4": Method(lambda s: matched(s, guard=0.3, shortlist=0.25), Passes(3, 3, 0.25)),
     NO_GUARD: BASELINES[NO_GUARD],
-    "James-Stein alone": Method(lambda s: _guarded(s, False), Passes(3, 3, 0.5)),
-    "recognition alone": Method(lambda s: _guarded(s, True), Passes(3, 3, 0.5)),
+    "James-Stein's factor": Method(lambda s: _guarded(s, "James-Stein"), PASSES),
+    "reach alone": Method(lambda s: _guarded(s, "reach"), PASSES),
+    "length alone": Method(lambda s: _guarded(s, "length"), PASSES),
     "exact route": Method(lambda s: matched(s, _pool(s), guard=0.3), Passes(3, 3, 1.0)),
 }
 METHODS: dict[str, Method] = {**BASELINES, **ABLATIONS}
