@@ -399,6 +399,10 @@ MUTATIONS: list[Mutation] = [
         ("max(m - 1, 1)", "max(m, 1)", "m in place of m - 1, for arrays"),
         ("/ (m - 1) if m > 1", "/ m if m > 1", "m in place of m - 1, for numbers"),
         ("far = pool_distance > v", "far = pool_distance > 0", "the minimum is missing in James and Stein's factor"),
+        ("EXPLAINED * s**0.5", "EXPLAINED * s", "the reach in proportion to the number of candidates"),
+        ("+ RIDGE * xp.eye", "+ 2 * RIDGE * xp.eye", "twice the ridge in the reach"),
+        ("return xp.maximum(*doubts)", "return xp.minimum(*doubts)", "doubt only where both judges doubt"),
+        ("xp.where(there, squares, 0.0) / s)", "xp.where(there, squares, 0.0))", "the candidates' squares summed"),
     ),
     *_all(
         "choice.py",
