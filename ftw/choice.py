@@ -340,8 +340,10 @@ def _guarded(xp: Any, b: Any, order: Any, short: Any, K: Any, products: Products
     def opened() -> tuple[Any, Any]:
         distance, means = pool(order, short)
         lengths = products.target, products.samples
-        doubt = None if K is None else guard_.doubt(_finite(xp, b), _finite(xp, K), *lengths)
-        a, _ = guard_.shrinkage(*lengths, distance, targets, cap=cap, doubt=doubt)
+        asked = {}
+        if K is not None:
+            asked = {"doubt": guard_.doubt(_finite(xp, b), _finite(xp, K), *lengths), "slope": guard_.SLOPE}
+        a, _ = guard_.shrinkage(*lengths, distance, targets, cap=cap, **asked)
         return (1 - a) * b + a * means, a
 
     values, a = _loops.cond(ratio < 1, opened, closed)

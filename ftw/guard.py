@@ -13,15 +13,16 @@ other:
 
     E = c' (C + 0.05 I)^-1 c                        share of |g_T|^2 that their combinations explain
     T = mean_j |g_Tj|^2 / mean_i |g_i|^2            what is left to learn of the targets, beside the candidates
-    D = max(u(E, 0.012 sqrt(s)), u(T, 0.01))        doubt, with u(x, c) = clip(2 - x / c, 0, 1)
-    a = D * clip(slope * (1 - F), 0, cap)           zero while F >= 1
+    D = max(u(E, 0.006 sqrt(s)), u(T, 0.01))        doubt, with u(x, c) = clip(2 - x / c, 0, 1)
+    a = D * clip(4 (1 - F), 0, cap)                 zero while F >= 1
     b' = (1 - a) b + a * mean_j K_ij                scores of the shrunk target
 
 A target that no combination of candidates comes near is noise to everybody but itself; one whose gradients are a tenth
 as long as the candidates' has been learned by heart. (E of a good target grows about as sqrt(s); hence the bound.)
-Where the filter needs no Gram matrix, James and Stein's factor ``J = min(1, v / |g_T - g_P|^2)`` stands for D. It takes
-the spread of the target samples for the error of their mean, which is too small once they are memorised, and it moves
-good targets as well (``python -m ftw_conformance efficacy``, the row *James-Stein's factor*).
+Where the filter needs no Gram matrix, a = J * clip(2 (1 - F), 0, cap) with James and Stein's factor
+J = min(1, v / |g_T - g_P|^2). It takes the spread of the target samples for the error of their mean, which is too small
+once they are memorised, and it moves good targets as well (``python -m ftw_conformance efficacy``, the row
+*James-Stein's factor*).
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ from . import _array
 __all__ = ["doubt", "shrinkage", "signal"]
 
 RIDGE = 0.05  # of the fit in E
-EXPLAINED, LEFT = 0.012, 0.01  # E / sqrt(s) and T below which doubt is one; above twice as much it is zero
+SLOPE = 4.0  # how fast the gate opens where there is a doubt
+EXPLAINED, LEFT = 0.006, 0.01  # E / sqrt(s) and T below which doubt is one; above twice as much it is zero
 
 
 def signal(target: Any, samples: Any, m: int) -> tuple[Any, Any]:

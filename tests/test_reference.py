@@ -307,7 +307,7 @@ def test_step_with_the_guard():
     target = samples.mean(axis=0)
     s = ref.filter_then_weight(grads, target, metric, keep=4, target_samples=samples)
     apart = target - grads.mean(axis=0)
-    a, ratio = ref.shrinkage(target @ metric @ target, square(samples), apart @ metric @ apart, 8, doubt=0.5)
+    a, ratio = ref.shrinkage(target @ metric @ target, square(samples), apart @ metric @ apart, 8, slope=4, doubt=0.5)
     assert (s.shrinkage, s.f_ratio) == (pytest.approx(a), pytest.approx(ratio))
     assert a > 0
     moved = (1 - a) * target + a * grads.mean(axis=0)

@@ -93,7 +93,7 @@ def brute_doubt(G, d, T, P):
     goal = np.concatenate([d / np.linalg.norm(d), np.zeros(len(G))])
     explained = 1 - np.sum((goal - design @ np.linalg.lstsq(design, goal)[0]) ** 2)
     left = np.sum(T * T) / len(T) / np.mean(np.sum(G * G, axis=1))
-    return float(max(np.clip(2 - explained / (0.012 * np.sqrt(len(G))), 0, 1), np.clip(2 - left / 0.01, 0, 1)))
+    return float(max(np.clip(2 - explained / (0.006 * np.sqrt(len(G))), 0, 1), np.clip(2 - left / 0.01, 0, 1)))
 
 
 def brute(
@@ -120,6 +120,7 @@ def brute(
             float((d - pool) @ P @ (d - pool)),
             len(T),
             doubt=doubt,
+            slope=2.0 if doubt is None else 4.0,
         )
         linear = (1 - a) * b + a * K.mean(axis=1)
     bs, Ks = linear[short], K[np.ix_(short, short)]

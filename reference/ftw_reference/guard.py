@@ -12,16 +12,16 @@ candidates of the shortlist tell which, by their cosines c_i to g_T and C_ij to 
 
     E = c' (C + 0.05 I)^-1 c                           the share of |g_T|^2 that combinations of them explain
     T = mean_j |g_Tj|^2 / mean_i |g_i|^2               what is left to learn of the target samples
-    D = max(u(E, 0.012 sqrt(s)), u(T, 0.01))           doubt, where u(x, c) = clip(2 - x / c, 0, 1)
+    D = max(u(E, 0.006 sqrt(s)), u(T, 0.01))           doubt, where u(x, c) = clip(2 - x / c, 0, 1)
 
 If no combination comes near the target it is noise to everybody else; if its gradients are very short beside theirs it
 has been learned by heart. Then g_T is pulled toward the mean gradient g_P of the whole pool:
 
-    a = D * clip(slope (1 - F), 0, cap)                slope 2, cap 0.3; cap 0 turns the guard off
+    a = D * clip(4 (1 - F), 0, cap)                    cap 0.3; cap 0 turns the guard off
     g_T' = (1 - a) g_T + a g_P,    b' = (1 - a) b + a * mean_j K_ij.
 
-Where nobody has formed a Gram matrix that one could ask, J = min(1, v / |g_T - g_P|^2) stands for D, as James and Stein
-would have it.
+Where nobody has formed a Gram matrix that one could ask, a = J * clip(2 (1 - F), 0, cap) with James and Stein's factor
+J = min(1, v / |g_T - g_P|^2).
 
 With one target sample there is no variance: a = 0, and a warning says so.
 """
@@ -121,4 +121,4 @@ def doubt(b: Array, K: Array, target: float, samples: float) -> float:
     values, vectors = np.linalg.eigh(C)  # (r,), (r, r)
     explained = float(np.sum((vectors.T @ c) ** 2 / (values + 0.05)))
     left = samples / float(np.mean(lengths**2))
-    return max(min(max(2.0 - x, 0.0), 1.0) for x in (explained / (0.012 * math.sqrt(b.shape[0])), left / 0.01))
+    return max(min(max(2.0 - x, 0.0), 1.0) for x in (explained / (0.006 * math.sqrt(b.shape[0])), left / 0.01))

@@ -174,8 +174,10 @@ def guarded_scores(
     apart = (t - mean).reshape(1, -1)  # (1, p)
     distance = similarity.scores(apart, apart[0], P)[0]
     norms = float(np.mean([similarity.scores(s.reshape(1, -1), s, P)[0] for s in samples]))
-    D = None if judges is None else doubt(b[judges], K[np.ix_(judges, judges)], square, norms)
-    a, ratio = shrinkage(square, norms, distance, samples.shape[0], cap=cap, doubt=D)
+    D, slope = None, 2.0
+    if judges is not None:
+        D, slope = doubt(b[judges], K[np.ix_(judges, judges)], square, norms), 4.0
+    a, ratio = shrinkage(square, norms, distance, samples.shape[0], cap=cap, slope=slope, doubt=D)
     return (1 - a) * b + a * np.mean(K, axis=1), a, ratio
 
 

@@ -369,10 +369,10 @@ def guard_cases() -> list[Case]:
     apart = rng.normal(size=60)
     apart -= np.linalg.pinv(G) @ (G @ apart)  # out of reach
     apart /= np.linalg.norm(apart)
-    for lean in (0.0, 0.1, 0.15, 0.2, 0.25, 0.3, 1.0):
+    for lean in (0.0, 0.1, 0.14, 0.16, 0.18, 0.25, 1.0):
         t = apart + lean * G[0] / np.linalg.norm(G[0])
         for left in (1.0, 0.015, 0.005):
             inputs = G @ t, G @ G.T, t @ t, np.asarray(left * np.mean(np.sum(G * G, axis=1)))
-            heavy = (lean, left) != (0.2, 1.0)
+            heavy = (lean, left) != (0.16, 1.0)
             out.append(Case(f"guard/doubt/lean {lean}, left {left}", ask, inputs, account_ask, WIDE, heavy=heavy))
     return out

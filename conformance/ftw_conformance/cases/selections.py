@@ -125,13 +125,13 @@ def select(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             norms = float(np.mean([x @ P @ x for x in T]))
-            doubt = None
+            asked: dict[str, float] = {}
             if filter != "top_k" and np.isfinite(b).all() and np.isfinite(G[short]).all():
-                doubt = ref.guard.doubt(b[short], ref.gram(G[short], P), square, norms)
+                asked = {"doubt": ref.guard.doubt(b[short], ref.gram(G[short], P), square, norms), "slope": 4.0}
             a, ratio = (
                 (0.0, math.nan)
                 if not math.isfinite(norms)
-                else ref.shrinkage(square, norms, (t - pool) @ P @ (t - pool), len(T), cap=guard, doubt=doubt)
+                else ref.shrinkage(square, norms, (t - pool) @ P @ (t - pool), len(T), cap=guard, **asked)
             )
         ratio = math.inf if len(T) == 1 else ratio
         pull = (1 - a) * b + a * (G @ P @ pool)

@@ -66,7 +66,8 @@ def _guarded(step: Step, judge: str) -> Choice:
         theirs = float(np.mean(squared_norms(ftw.take(step.candidates, short), P)))
         doubt = float(np.clip(2 - spread / theirs / guard.LEFT, 0, 1))
     distance = square({name: goal[name] - pool[name] for name in goal})
-    a, ratio = guard.shrinkage(length, spread, distance, step.task.targets, doubt=doubt)
+    slope = 2.0 if doubt is None else guard.SLOPE
+    a, ratio = guard.shrinkage(length, spread, distance, step.task.targets, slope=slope, doubt=doubt)
     mixed = {name: (1 - a) * goal[name] + a * pool[name] for name in goal}
     chosen = matched(step, target=mixed, shortlist=0.5)
     return chosen._replace(shrinkage=a, signal=ratio)
