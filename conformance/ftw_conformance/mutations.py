@@ -290,8 +290,8 @@ MUTATIONS: list[Mutation] = [
             "the residual divided by sqrt(K_ii)",
         ),
         (
-            "ridge=ridge * mean, start=start).weights",
-            "ridge=ridge, start=start).weights",
+            "ridge=ridge * mean, start=start)",
+            "ridge=ridge, start=start)",
             "an absolute ridge in matching",
         ),
         (
@@ -424,8 +424,8 @@ MUTATIONS: list[Mutation] = [
             "the strata's places at their edges",
         ),
         (
-            "weights, status = free.weights * scale, free.status",
-            "weights, status = free.weights, free.status",
+            "    weights = weights * scale",
+            "    weights = weights * 1.0",
             "weights are not normalised",
         ),
         (
