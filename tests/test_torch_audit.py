@@ -86,6 +86,22 @@ def test_buffers_are_put_back():
         assert model.calls == calls
 
 
+def test_nothing_is_written_on_buffers():
+    def run(m, h):
+        m.mean.mul_(0.9).add_(h.detach().mean((0, 1)))
+        m.last_one[0] = h.detach()[0, 0]
+        return h @ m.w
+
+    model = Model(lambda m, h: run(m, h[:, None])[:, 0]).double()
+    model.register_buffer("mean", torch.zeros(6).double())
+    model.register_buffer("last_one", torch.zeros(1, 6).double())
+    selector = FilterThenWeight(model, torch.optim.SGD(model.parameters(), lr=1.0), models.classifier_loss, keep=3)
+    selector.backward(batch(6), batch(3))
+    with pytest.raises(FloatingPointError):
+        selector.backward((torch.full((6, 5), torch.nan).double(), batch(6)[1]), batch(3))
+    assert not any(vars(x) for x in model.buffers())
+
+
 def test_a_state_that_every_forward_moves():
     """As spectral normalisation does in training mode; the two gradients that are compared must see the same one."""
     torch.manual_seed(0)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
+import weakref
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
@@ -95,6 +96,7 @@ class Capture(TorchFunctionMode):
         self._entered: dict[str, str] = {}  # what entered a function without a rule
         self._derived: list[Derived] = []
         self._mine = {id(x): (Layout(1, x.numel() // samples), x) for x in batch if x.ndim and x.shape[0] == samples}
+        self._marked: list[weakref.ref[Tensor]] = []  # tensors written in place, which may outlive the capture
         self._checkpointed = False  # a parameter was used without a graph: perhaps in a checkpoint
         self.recomputed = False  # a parameter was used in the middle of the backward: a checkpoint's
 
@@ -240,6 +242,8 @@ class Capture(TorchFunctionMode):
                 whole = y.ndim and y.shape[0] % self.samples == 0
                 found = self.where(args[0]) or (Layout(1, y.numel() // self.samples) if whole else None)
             y._ftw_samples = (self._serial, found)  # type: ignore[attr-defined]
+            if y is first(args) or y is kwargs.get("out"):  # may be a buffer of the model
+                self._marked.append(weakref.ref(y))
         if (
             args
             and args[0] is (out if out is not None else args[0])
@@ -256,6 +260,7 @@ class Capture(TorchFunctionMode):
         whole = (isinstance(first, slice) and first == slice(None)) or first is Ellipsis
         known = whole and x.shape[0] == self.samples
         x._ftw_samples = (self._serial, Layout(1, x.numel() // self.samples) if known else None)  # type: ignore[attr-defined]
+        self._marked.append(weakref.ref(x))
 
     def _derive(self, func: Any, args: Any, kwargs: Any, out: Any, keyed: list[tuple[Key, Tensor]]) -> Any:
         """Write down that a tensor is made of parameters alone."""
@@ -325,6 +330,15 @@ class Capture(TorchFunctionMode):
         super().__exit__(exc_type, exc, traceback)  # type: ignore[no-untyped-call]
         if exc_type is not None:
             self._leaves.clear()
+            self._unmark()
+
+    def _unmark(self) -> None:
+        """Take back what was written on tensors that may be the model's."""
+        for mark in self._marked:
+            x = mark()
+            if x is not None:
+                x.__dict__.pop("_ftw_samples", None)
+        self._marked.clear()
 
     # ------------------------------------------------------------------------------------------------------------------
     # Backward
@@ -354,6 +368,7 @@ class Capture(TorchFunctionMode):
         for derived in reversed(self._derived):
             self._pull(derived)
         self._keys.clear()
+        self._unmark()
         return {name: merge(parts) for name, parts in self.parts.items()}
 
     def _warn(self) -> None:

@@ -194,7 +194,8 @@ class FilterThenWeight:
 
         Notes
         -----
-        After an error ``.grad`` is as it was.
+        After an error ``.grad`` is as it was. Hooks of parameters (`torch.Tensor.register_hook` and the like) are not
+        run; one that changes gradients is refused at the first use.
         """
         try:
             selection, update, parameters = self._choose(pool, target, compose=True)
