@@ -1,6 +1,7 @@
 """Two processes (gloo, CPU) that do a job, and the small cases that they do it on."""
 
 import datetime
+import multiprocessing
 import os
 import socket
 import traceback
@@ -32,7 +33,8 @@ def run(job):
         port = s.getsockname()[1]
     with mp.Manager() as manager:
         results = manager.dict()
-        context = mp.spawn(work, (port, job, results), nprocs=WORLD, join=False)
+        multiprocessing.set_forkserver_preload(["torch.distributed.fsdp", "torch._dynamo", "torch_models"])
+        context = mp.start_processes(work, (port, job, results), nprocs=WORLD, join=False, start_method="forkserver")
         assert context is not None
         for _ in range(12):
             if context.join(timeout=10):
