@@ -129,7 +129,7 @@ def test_lion_is_linear_with_its_magnitude_held():
 def test_muon_is_the_derivative_of_the_polar_factor():
     """With so many steps that its orthogonalisation is exact, Muon's own derivative is the operator's."""
     tx = optax.contrib.muon(1e-2, ns_coeffs=((1.5, -0.5, 0.0),) * 30, ns_steps=30, weight_decay=0.1)
-    p, a, direction = params(), gradient(0), gradient(5)
+    p, a, direction = params(), jax.tree.map(np.asarray, gradient(0)), gradient(5)  # NumPy's arrays will do
     state = tx.init(p)
     state = jax_models.jit(tx.update)(gradient(1), state, p)[1]
     operators = jax_models.jit(lambda state: ftw_jax.geometry(tx, p, state, anticipate=a, damping=0.0))(state)

@@ -1,6 +1,7 @@
 """The step in JAX against brute force: gradients one by one, P by its formula, the reference's selection."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -238,6 +239,7 @@ def test_a_response_stated_by_hand():
         ({"pool": {"x": jnp.zeros((4, 3)), "y": jnp.zeros(3)}}, ValueError, r"array of pool must have .*'y'.*: \(3,\)"),
         ({"target": {"x": jnp.zeros((0, 3, 5)), "y": jnp.zeros((0, 3, 2))}}, ValueError, "target holds no samples"),
         ({"target": jnp.zeros((3, 5))}, ValueError, "target is PyTreeDef.*the pool PyTreeDef"),
+        ({"linearise": "yes"}, TypeError, "linearise must be a bool, got str"),
         ({"params": {"w": jnp.zeros(3, int)}}, TypeError, r"params: \['w'\] is int64"),
     ],
 )  # fmt: skip
@@ -252,6 +254,24 @@ def test_errors_name_the_argument(options, error, message):
 
     with pytest.raises(error, match=message):
         run()
+
+
+def test_errors_of_others_say_where_they_come_from():
+    loss, params, pool, target = jax_models.mlp()
+    tx = optax.adam(0.1)
+    select = ftw_jax.filter_then_weight(loss, tx, keep=3, **CHEAP)
+    wide = {**target, "x": jnp.zeros((4, 3, 6))}
+    cases = (
+        ((params, tx.init(params), pool, wide), "for an example of target, .*'x': 'float64\\[3, 6\\]'"),
+        ((params, optax.sgd(0.1).init(params), pool, target), "opt_state must be what tx.init"),
+    )
+    for arguments, note in cases:
+        with pytest.raises((TypeError, AttributeError)) as caught:
+            jax.eval_shape(select, *arguments)
+        assert re.search(note, "\n".join(caught.value.__notes__))
+    other = tx.init({**params, "out": {"kernel": jnp.zeros((1, 7, 2))}})
+    with pytest.raises(TypeError, match=r"\['out'\]\['kernel'\] is \(1, 7, 2\), the parameter \(7, 2\)"):
+        jax.eval_shape(select, params, other, pool, target)
 
 
 def test_few_targets_are_logged_once_when_it_is_traced(caplog):

@@ -119,14 +119,21 @@ def _read(
     through_zero: bool,
 ) -> dict[str, LinearUpdate]:
     leaves, treedef = _names.flatten(params, what="params")
-    at = _names.like(anticipate, params, what="anticipate")
+    at = {name: jnp.asarray(a) for name, a in _names.like(anticipate, params, what="anticipate").items()}
     names = list(leaves)
 
     def update(g: Any, state: Any, p: Any) -> Any:
         changes, _ = tx.update(jax.tree.unflatten(treedef, g), state, p, **(extra_args or {}))
         return treedef.flatten_up_to(changes)
 
-    program = jax.make_jaxpr(update)(list(at.values()), opt_state, params)
+    try:
+        program = jax.make_jaxpr(update)(list(at.values()), opt_state, params)
+    except Exception as error:
+        error.add_note(
+            "geometry: raised by tx.update(gradients, opt_state, params): opt_state must be what tx.init(params) "
+            "returns for this tx and these params, and what else update asks for be among extra_args"
+        )
+        raise
     inputs: list[Any] = []
     for leaf, a in enumerate(at.values()):
         wide = jnp.promote_types(a.dtype, jnp.float32)
@@ -137,7 +144,7 @@ def _read(
     outs = run(program, inputs, damping, orthogonal=frozenset(muon))
     odd = [leaf for leaf, out in enumerate(outs) if not _readable(out, leaf, leaves[names[leaf]].shape)]
     if odd and not linearise:
-        _refuse(names[odd[0]], outs[odd[0]], opt_state)
+        _refuse(names[odd[0]], outs[odd[0]], leaves[names[odd[0]]].shape, opt_state)
     smooth = linearised(lambda g: update(g, opt_state, params), list(at.values()), odd) if odd else {}
     zeros = [out.zero for out in outs if isinstance(out, Live)]
     nothing = jnp.all(jnp.stack(zeros)) if zeros and through_zero else jnp.asarray(False)
@@ -181,12 +188,14 @@ def _readable(out: Any, leaf: int, shape: tuple[int, ...]) -> bool:
     return own or isinstance(out, Known)
 
 
-def _refuse(name: str, out: Any, opt_state: Any) -> NoReturn:
+def _refuse(name: str, out: Any, shape: tuple[int, ...], opt_state: Any) -> NoReturn:
     """Raise for an output that is not an affine function of the gradient of its own parameter."""
     if isinstance(out, Unreadable):
         why = f"goes through {out.reason!r}, which is not a scaling of its entries"
     elif isinstance(out, Held):
         why = "is a nonlinear function of its gradient, with no part that a factor scales"
+    elif out.value.shape != shape:
+        why = f"is {out.value.shape}, the parameter {shape}, as if opt_state were that of other params"
     else:
         why = "depends on the gradient of another parameter, or on its own transposed"
     states = ", ".join(_state_types(opt_state)) or "empty"

@@ -94,17 +94,18 @@ def filter_then_weight(
         for an optimizer that cannot be read. Values (NaN, no useful candidate) come back in ``selection.status``, and
         with weights of NaN the gradient is NaN too.
     """
-    _check_options(loss, tx, keep, damping, capture, micro_batch, geometry)
+    _check_options(loss, tx, keep, damping, capture, micro_batch, geometry, linearise)
 
     def select(params: Any, opt_state: Any, pool: Any, target: Any = None, **extra_args: Any) -> tuple[Any, Selection]:
         names, treedef = _names.flatten(params, what="params")
         n = _samples(pool, what="pool")
         if keep > n:
             raise ValueError(f"{_WHAT}: keep={keep} must lie in 1 .. {n}, the number of samples in the pool")
-        _check_loss(loss, params, pool)
+        _check_loss(loss, params, pool, what="pool")
         m = n if target is None else _samples(target, what="target")
         if target is not None:
             _check_alike(pool, target)
+            _check_loss(loss, params, target, what="target")
             for words in GuardWatch().note(math.inf, m) if guard else []:
                 _warn_once(words)
         apart = frozenset(names if geometry else orthogonalised(opt_state))
@@ -187,7 +188,9 @@ def _refuse_indefinite(selection: Selection, psd: Any) -> Selection:
     )
 
 
-def _check_options(loss: Any, tx: Any, keep: Any, damping: Any, capture: Any, micro_batch: Any, geometry: Any) -> None:
+def _check_options(
+    loss: Any, tx: Any, keep: Any, damping: Any, capture: Any, micro_batch: Any, geometry: Any, linearise: Any
+) -> None:
     if not callable(loss):
         raise TypeError(f"{_WHAT}: loss must be a function (params, example) -> scalar, got {type(loss).__name__}")
     if not callable(getattr(tx, "update", None)):
@@ -198,6 +201,8 @@ def _check_options(loss: Any, tx: Any, keep: Any, damping: Any, capture: Any, mi
         raise ValueError(f"{_WHAT}: keep={keep} must be at least 1")
     if not isinstance(damping, (int, float)) or not damping >= 0:
         raise ValueError(f"{_WHAT}: damping={damping!r} must be a number, not negative")
+    if not isinstance(linearise, bool):
+        raise TypeError(f"{_WHAT}: linearise must be a bool, got {type(linearise).__name__}")
     if capture not in _capture.CAPTURES:
         raise ValueError(f"{_WHAT}: capture={capture!r} is not one of {', '.join(_capture.CAPTURES)}")
     if micro_batch is not None and (type(micro_batch) is not int or micro_batch < 1):
@@ -226,9 +231,14 @@ def _check_alike(pool: Any, target: Any) -> None:
         raise ValueError(f"{_WHAT}: target is {theirs}, the pool {ours}; loss takes examples of both")
 
 
-def _check_loss(loss: Loss, params: Any, pool: Any) -> None:
+def _check_loss(loss: Loss, params: Any, batch: Any, *, what: str) -> None:
     """Raise if the loss of one example is not a real floating scalar."""
-    out = jax.eval_shape(loss, params, _names.example(pool))
+    try:
+        out = jax.eval_shape(loss, params, _names.example(batch))
+    except Exception as error:
+        shapes = jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", _names.example(batch))
+        error.add_note(f"{_WHAT}: raised by loss(params, example) for an example of {what}, {shapes}")
+        raise
     if getattr(out, "shape", None) != () or not jnp.issubdtype(out.dtype, jnp.floating):
         kind = jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", out)
         raise TypeError(f"{_WHAT}: loss(params, example) must return one floating scalar for one example, got {kind}")

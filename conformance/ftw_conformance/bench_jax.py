@@ -150,6 +150,46 @@ def measure(length: int, n: int, rounds: int, quick: bool) -> list[list[str]]:
     return rows
 
 
+def updates() -> list[list[str]]:
+    """Return how far the predicted change is from the optimizer's own, for gradients near the one it was read at."""
+    import ftw_jax
+    import jax
+    import numpy as np
+    import optax
+    from optax import contrib
+
+    rng = np.random.default_rng(0)
+    shapes = {"tall": (48, 24), "wide": (24, 48), "bias": (48,)}
+
+    def draw() -> Any:
+        return {name: 0.1 * rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+
+    def errors(tx: Any) -> list[float]:
+        params, update, out = draw(), jax.jit(tx.update), []
+        state = tx.init(params)
+        for _ in range(20):
+            state = update(draw(), state, params)[1]
+        a = draw()
+        read = jax.jit(lambda state, a: ftw_jax.linear_updates(tx, params, state, anticipate=a))(state, a)
+        for noise in noises:
+            g = jax.tree.map(lambda x, y, noise=noise: jax.numpy.asarray(x + noise * y), a, draw())
+            true = update(g, state, params)[0]
+            pairs = [(read[f"['{k}']"], g[k], np.asarray(true[k])) for k in shapes]
+            missed = sum(np.sum((-(u.offset + u.operator.apply(x)) - y) ** 2) for u, x, y in pairs)
+            out.append(float(np.sqrt(missed / sum(np.sum(y**2) for *_, y in pairs))))
+        return out
+
+    noises = (0.0, 0.1, 0.5, 1.0)
+    optimizers = {
+        "sgd, momentum": optax.sgd(1e-2, momentum=0.9),
+        "adamw": optax.adamw(1e-3),
+        "adafactor": optax.adafactor(1e-2, min_dim_size_to_factor=8),
+        "muon": contrib.muon(1e-2),
+    }
+    rows = [["", *(f"{noise:.0%} off" for noise in noises)]]
+    return rows + [[name, *(f"{e:.1e}" for e in errors(tx))] for name, tx in optimizers.items()]
+
+
 def main(argv: list[str] | None = None) -> int:
     """Print the tables; see the module's docstring."""
     parser = argparse.ArgumentParser(
@@ -160,17 +200,26 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--shape", nargs=2, type=int, action="append", metavar=("T", "N"), help="tokens and candidates")
     parser.add_argument("--rounds", type=int, default=7, help="timings of each arm (default: 7)")
     parser.add_argument("--quick", action="store_true", help="a smaller model: do the commands run at all?")
+    parser.add_argument("--updates", action="store_true", help="instead: predicted changes against the optimizers' own")
     options = parser.parse_args(argv)
     if "jax" not in sys.modules:
         os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1")
     heads = ["", "floor", "FLOPs", "/floor", "time", "/floor", "memory", "MiB", "compile s"]
+    if options.updates:
+        print("error of the predicted change, relative, at gradients so far from the one it was read at\n")
+        show(updates())
+        return 0
     for length, n in options.shape or [(128, 32), (512, 16)]:
         print(f"\nT={length} N={n} V={n // 8} k={n // 4} n={n // 2}, ratios to the plain pool step\n")
-        rows = [heads, *measure(length, n, options.rounds, options.quick)]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        for first, *cells in rows:
-            print("  ".join([first.ljust(widths[0]), *(c.rjust(w) for c, w in zip(cells, widths[1:], strict=True))]))
+        show([heads, *measure(length, n, options.rounds, options.quick)])
     return 0
+
+
+def show(rows: list[list[str]]) -> None:
+    """Print rows of text in columns, the first to the left."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for first, *cells in rows:
+        print("  ".join([first.ljust(widths[0]), *(c.rjust(w) for c, w in zip(cells, widths[1:], strict=True))]))
 
 
 if __name__ == "__main__":
