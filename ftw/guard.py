@@ -86,7 +86,8 @@ def doubt(scores: Any, gram: Any, target: Any, samples: Any) -> Any:
     c = xp.where(there, scores / lengths / goal, 0.0)  # (s,)
     C = xp.where(there[:, None] & there[None, :], gram / lengths[:, None] / lengths[None, :], 0.0)  # (s, s)
     C = xp.clip(C, -1.0, 1.0) + RIDGE * xp.eye(s, dtype=C.dtype, device=device)
-    explained = xp.sum(c * xp.linalg.solve(C, c[:, None])[:, 0])
+    explained = xp.sum(c * _array.solve_positive(xp, C, c[:, None])[:, 0])
+    explained = xp.where(xp.isnan(explained), xp.inf, explained)  # an indefinite Gram matrix is the solver's to report
     long = xp.sum(xp.where(there, squares, 0.0) / s)
     left = xp.where(long > 0, samples / xp.where(long > 0, long, 1.0), xp.inf)
     doubts = [xp.clip(2 - x, 0.0, 1.0) for x in (explained / (EXPLAINED * s**0.5), left / LEFT)]

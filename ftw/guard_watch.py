@@ -49,8 +49,8 @@ class GuardWatch:
         if m < self.few and not self._said_few:
             self._said_few = True
             out.append(
-                f"the target has {m} samples: the same few are matched at every step and may be memorised; give "
-                f"{self.few} or more, or watch the loss on others of their kind"
+                f"the target has {m} sample{'s' * (m != 1)}: the same few are matched at every step and may be "
+                f"memorised; give {self.few} or more, or watch the loss on others of their kind"
             )
         if math.isfinite(signal):
             self._low = self._low + 1 if signal < 1 else 0

@@ -128,3 +128,10 @@ def test_float32_stays(rng):
 def test_bad_options(options, match):
     with pytest.raises(ValueError, match=match):
         guard.shrinkage(1.0, 2.0, 1.0, **({"m": 3} | options))
+
+
+def test_doubt_of_an_indefinite_gram_matrix(xp):
+    """The fit is then singular to the last digit; that K is no Gram matrix is for the solver to say."""
+    K = np.full((3, 3), -0.525) + 1.525 * np.eye(3)
+    found = xp.call(guard.doubt, np.ones(3), K, np.asarray(1.0), np.asarray(2.0))
+    assert 0 <= float(xp.numpy(found)) <= 1
