@@ -21,6 +21,8 @@ from .records import seen
 
 __all__ = ["diagonals"]
 
+kernels: Any = torch  # type checkers do not know its functions of many tensors
+
 
 def diagonals(
     optimizer: torch.optim.Optimizer,
@@ -64,7 +66,7 @@ def diagonals(
         decay = number(group["weight_decay"])
         if decay and not group.get("decoupled_weight_decay"):  # of g, or of -g to the same square
             held = [parameters[name].detach().to(wide).reshape(seen(parameters[name].shape)) for name in names]
-            gradients = list(torch._foreach_add(gradients, held, alpha=-decay if group["maximize"] else decay))
+            gradients = list(kernels._foreach_add(gradients, held, alpha=-decay if group["maximize"] else decay))
         second = [state["exp_avg_sq"].to(wide).reshape(a.shape) for state, a in zip(states, gradients, strict=True)]
         values = _values(second, gradients, steps, rates[i], group, damping)
         out.update(zip(names, map(Diagonal, values), strict=True))
@@ -77,19 +79,19 @@ def _values(v: list[Tensor], a: list[Tensor], step: Any, lr: Any, group: Any, da
     own = correction(b2, step + 1)
     old, new = b2 / own, (1 - b2) / own
     if isinstance(own, Tensor):  # counted on the device
-        vhat = list(torch._foreach_mul(v, _each(old)))
-        torch._foreach_addcmul_(vhat, a, torch._foreach_mul(a, _each(new)))
+        vhat = list(kernels._foreach_mul(v, _each(old)))
+        kernels._foreach_addcmul_(vhat, a, kernels._foreach_mul(a, _each(new)))
     else:
-        vhat = list(torch._foreach_mul(v, float(old)))
-        torch._foreach_addcmul_(vhat, a, a, value=float(new))
-    torch._foreach_sqrt_(vhat)
-    lengths = torch.stack(torch._foreach_norm(vhat))  # (c,)
+        vhat = list(kernels._foreach_mul(v, float(old)))
+        kernels._foreach_addcmul_(vhat, a, a, value=float(new))
+    kernels._foreach_sqrt_(vhat)
+    lengths = torch.stack(kernels._foreach_norm(vhat))  # (c,)
     roots = torch.tensor([x.numel() ** 0.5 for x in vhat], dtype=lengths.dtype)
     shift = group["eps"] + damping * lengths / roots.to(lengths.device, non_blocking=True)  # (c,)
-    torch._foreach_add_(vhat, _each(shift))
-    torch._foreach_reciprocal_(vhat)
+    kernels._foreach_add_(vhat, _each(shift))
+    kernels._foreach_reciprocal_(vhat)
     touched = (lengths != 0).to(lengths.dtype)  # (c,)
-    torch._foreach_mul_(vhat, _each(touched * (lr * (1 - b1) / correction(b1, step + 1))))
+    kernels._foreach_mul_(vhat, _each(touched * (lr * (1 - b1) / correction(b1, step + 1))))
     return vhat
 
 

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["RULES"]
 
+grouped_mm: Any = getattr(torch, "_grouped_mm", None)
+
 
 class _Grouped(torch.autograd.Function):
     """The grouped product; its backward gives the rows' gradient only and delivers the factors."""
@@ -37,7 +39,7 @@ class _Grouped(torch.autograd.Function):
         """Multiply, and keep what the backward needs."""
         ctx.use = use
         ctx.save_for_backward(x, weight, offs)
-        return torch._grouped_mm(x, weight, offs=offs)
+        return grouped_mm(x, weight, offs=offs)
 
     @staticmethod
     @once_differentiable
@@ -46,7 +48,7 @@ class _Grouped(torch.autograd.Function):
         x, weight, offs = ctx.saved_tensors
         with torch._C.DisableTorchFunction():
             ctx.use(x.detach(), g)
-            dx = torch._grouped_mm(g, weight.mT, offs=offs) if ctx.needs_input_grad[0] else None
+            dx = grouped_mm(g, weight.mT, offs=offs) if ctx.needs_input_grad[0] else None
         return dx, None, None, None, None
 
 
