@@ -39,7 +39,8 @@ class _Grouped(torch.autograd.Function):
         """Multiply, and keep what the backward needs."""
         ctx.use = use
         ctx.save_for_backward(x, weight, offs)
-        return grouped_mm(x, weight, offs=offs)
+        out: Tensor = grouped_mm(x, weight, offs=offs)
+        return out
 
     @staticmethod
     @once_differentiable
