@@ -1,5 +1,6 @@
 """The audit of a selector's first use: what passes, what is left to autograd, what is refused; and no trace of it."""
 
+import contextlib
 import warnings
 
 import pytest
@@ -135,6 +136,71 @@ def test_a_way_that_only_the_pool_takes():
     assert "'w'" in checked(Model(None).double(), {"x": x, "y": y, "more": torch.ones(6)}, target, loss)
 
 
+@pytest.mark.parametrize("options", [{}, {"mode": "two_pass"}, {"mode": "two_pass", "micro_batch": 4}], ids=str)
+@pytest.mark.parametrize("late", [False, True])
+def test_hidden_where_the_audit_is_blind(options, late):
+    """Behind a gate that starts at zero there is nothing to compare, on a way taken later neither."""
+
+    def run(m, h):
+        if late:
+            return Hidden.apply(h, m.w) + h @ m.w if m.way else h
+        return h + m.gate * (Hidden.apply(h, m.w) + h @ m.w)
+
+    torch.manual_seed(0)
+    model = Model(run).double()
+    model.gate, model.way = nn.Parameter(torch.zeros(6).double()), False
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    selector = FilterThenWeight(model, optimizer, models.classifier_loss, keep=3, guard=0.0, **options)
+    said = [checked(model, batch(6), batch(4), selector=selector)]
+    optimizer.step()
+    model.way = True
+    said += [checked(model, batch(6), batch(4), selector=selector) for _ in range(2)]
+    assert ["'w'" in words for words in said] == [not late, late, False]
+
+
+class Turned(torch.autograd.Function):
+    """A transposition that no torch function shows."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return torch.from_numpy(x.detach().numpy().swapaxes(0, 1).copy())
+
+    @staticmethod
+    def backward(ctx, g):
+        return g.transpose(0, 1)
+
+
+def test_samples_in_an_unknown_place_behind_a_gate():
+    """While a gradient has been zero, the audit comes back."""
+
+    def run(m, h):
+        h = h[:, None] * torch.linspace(0.5, 1, 6).double()[:, None]  # (n, 6 tokens, 6)
+        return (h + m.gate * Turned.apply(Turned.apply(h) @ m.w)).mean(1)
+
+    torch.manual_seed(0)
+    model = Model(run).double()
+    model.gate = nn.Parameter(torch.zeros(6).double())
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    selector = FilterThenWeight(model, optimizer, models.classifier_loss, keep=3, guard=0.0)
+    said = []
+    for _ in range(3):
+        said.append(checked(model, batch(6), batch(3), selector=selector))
+        optimizer.step()
+    assert ["'w' (relative" in words for words in said] == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    "share", [lambda x: x / len(x), lambda x: x / x.sum().detach()], ids=["of the samples", "of the tokens"]
+)
+def test_a_loss_that_is_a_share_of_its_batch(share):
+    """All are scaled alike: the choice would be right, and the step N times too short."""
+    model = Model(lambda m, h: h @ m.w).double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    selector = FilterThenWeight(model, optimizer, lambda m, b: share(models.classifier_loss(m, b)), keep=3)
+    with pytest.raises(ValueError, match=r"target are shares of their batch.*leave each sample its own"):
+        selector.select(batch(6), batch(4))
+
+
 def test_a_parameter_that_thaws():
     torch.manual_seed(0)
     model = Model(lambda m, h: Hidden.apply(h, m.w)).double()
@@ -157,12 +223,9 @@ def test_under_dropout(coupled):
         return losses.mean().expand(len(losses)) if coupled else losses
 
     selector = FilterThenWeight(model, torch.optim.SGD(model.parameters(), lr=1.0), loss, keep=3)
-    if coupled:
-        with pytest.raises(RuntimeError, match="depend on other samples"):
-            selector.select(batch(6), batch(4))
-    else:
-        with pytest.warns(UserWarning, match=r"'w'.*one backward pass a sample"):
-            selector.select(batch(6), batch(4))
+    refused = pytest.raises(RuntimeError, match="depend on other samples") if coupled else contextlib.nullcontext()
+    with pytest.warns(UserWarning, match=r"'w'.*one backward pass a sample"), refused:
+        selector.select(batch(6), batch(4))
 
 
 def test_a_hook_that_changes_a_gradient():

@@ -3,6 +3,9 @@
 Both sum the samples' gradients with different weights, so that a gradient booked to the wrong sample shows up, and so
 does a loss that depends on other samples. What disagrees is tried once more by per-sample autograd, and then refused
 by name. The audit leaves no trace: random generators and buffers are afterwards what they were.
+
+A gradient of zero agrees with anything: branches behind a gate that starts at zero, adapters whose second matrix does.
+While a parameter has had no other, the audit comes back at the second, fourth, eighth ... use.
 """
 
 from __future__ import annotations
@@ -22,11 +25,31 @@ from ftw import _array
 from . import batches
 from .backprop import gradients, has_reentrant
 from .functions import tensors
+from .passes import Randomness
 from .records import join
 
-__all__ = ["audit"]
+__all__ = ["Audits", "audit"]
 
 MAX_SAMPLES = 3  # enough to tell samples apart; an audit must not take more memory than a step
+
+
+class Audits:
+    """Which parameters a selector has compared, and whether there was a gradient to compare."""
+
+    def __init__(self) -> None:
+        self.compared: dict[str, bool] = {}
+        self.uses = 0
+
+    def due(self, names: Iterable[str]) -> bool:
+        """Count a use; tell whether to compare."""
+        self.uses += 1
+        again = self.uses & (self.uses - 1) == 0  # a power of two
+        return any(not self.compared.get(name, False) and (again or name not in self.compared) for name in names)
+
+    def note(self, found: Mapping[str, bool]) -> None:
+        """Write down what `audit` returned."""
+        for name, told in found.items():
+            self.compared[name] = told or self.compared.get(name, False)
 
 
 def audit(
@@ -37,26 +60,31 @@ def audit(
     pool: Any,
     target: Any,
     buffers: Sequence[Tensor] = (),
-) -> bool:
+) -> dict[str, bool]:
     """Compare on the first samples of the target, and of the pool, which may take other ways through the model.
 
     Returns
     -------
-    bool
-        False if nothing could be compared, for losses that are not finite, or one sample only, which says little.
+    dict of str to bool
+        Whether each parameter had a gradient that could disagree. Empty if nothing could be compared, for losses that
+        are not finite, or one sample only, which says little.
 
     Raises
     ------
     RuntimeError
         If a parameter's captured gradients disagree with autograd's even by the slow route, naming it.
+    ValueError
+        If a sample's loss is a share of its batch's.
     """
-    done = False
+    told: dict[str, bool] = {}
     for batch, what in ((target, "target"), (pool, "pool")):
         if batch is not None:
             n = min(batches.size(batch, what), MAX_SAMPLES)
             first = batches.take(batch, torch.arange(n, device=next(iter(batches.devices(batch)))))
-            done = (_compare(capture, losses, parameters, slow, first, n, what, buffers) and n > 1) or done
-    return done
+            found = _compare(capture, losses, parameters, slow, first, n, what, buffers)
+            if found is not None and n > 1:
+                told = {name: name in found or told.get(name, False) for name in parameters}
+    return told
 
 
 def _compare(
@@ -68,14 +96,14 @@ def _compare(
     n: int,
     what: str,
     buffers: Sequence[Tensor],
-) -> bool:
-    """Compare on one batch; return False if its losses are not finite."""
+) -> set[str] | None:
+    """Compare on one batch; return the parameters that could disagree, None if its losses are not finite."""
     wrong: dict[str, float] = {}
     for attempt in range(2):
         with _same_state(parameters, buffers) as again:
             found, records = capture(parameters, batch, what)
             if not bool(torch.isfinite(found).all()):
-                return False
+                return None
             weights = torch.arange(1, n + 1, dtype=found.dtype, device=found.device) / n  # (n,)
             ours = ftw.combine(join([records], [n], parameters), weights)
             dtypes = {x.dtype for x in _array.leaves(dict(records))} | {p.dtype for p in parameters.values()}
@@ -84,9 +112,11 @@ def _compare(
             with torch.enable_grad(), _Noting(dtypes):
                 total = (losses(batch, n, what) * weights).sum()
             theirs = gradients(total, list(parameters.values()), reentrant=has_reentrant([total]))
-        wrong = _disagreements(parameters, ours, theirs, _coarsest(dtypes))
+        wrong, told = _disagreements(parameters, ours, theirs, _coarsest(dtypes))
         if not wrong:
-            return True
+            with _same_state(parameters, buffers):
+                _refuse_shares(losses, batch, what, Randomness(parameters))
+            return told
         if attempt == 0 and not _independent(losses, batch, n, what, found, lambda: _same_state(parameters, buffers)):
             break
         if attempt == 0:
@@ -125,6 +155,25 @@ def _independent(
     return float((alone - found)[0].abs()) <= (1e-3 if found.dtype.itemsize > 2 else 5e-2) * scale
 
 
+def _refuse_shares(losses: Callable[..., Tensor], batch: Any, what: str, randomness: Randomness) -> None:
+    """Raise if a sample's loss among two copies of itself is half as large again as among three."""
+    place = next(iter(batches.devices(batch)))
+    with torch.no_grad():
+        three, two = (
+            _values(losses, batches.take(batch, torch.zeros(n, dtype=torch.int64, device=place)), n, what)[0]
+            for n in (3, 2)
+        )
+    randomness.mark()
+    if randomness.used:  # other masks, other losses
+        return
+    if float((two - 1.5 * three).abs()) <= (1e-3 if two.dtype.itemsize > 2 else 2e-2) * float(two.abs()) and two != 0:
+        raise ValueError(
+            f"the losses of the {what} are shares of their batch's: among three copies of itself a sample has two "
+            "thirds of the loss that it has among two. per_sample_loss must not divide by the number of samples, or by "
+            "that of all their tokens, but leave each sample its own loss"
+        )
+
+
 def _values(losses: Callable[..., Tensor], batch: Any, n: int, what: str) -> Tensor:
     with torch.enable_grad():
         return losses(batch, n, what).detach()
@@ -135,18 +184,20 @@ def _disagreements(
     ours: Mapping[str, Tensor],
     theirs: Sequence[Tensor | None],
     coarsest: torch.dtype,
-) -> dict[str, float]:
-    """Return the relative errors of the parameters that disagree beyond rounding."""
+) -> tuple[dict[str, float], set[str]]:
+    """Return the relative errors of parameters that disagree beyond rounding, and those large enough to disagree."""
     norms = [torch.zeros(()) if g is None else g.norm().float().cpu() for g in theirs]
     overall = float(torch.stack(norms).norm())
-    wrong = {}
+    wrong, told = {}, set()
     for (name, p), g, norm in zip(parameters.items(), theirs, norms, strict=True):
         mine = ours[name].reshape(p.shape)
         difference = float((mine if g is None else mine - g).norm())
         relative, floor = _tolerance(coarsest)
         if difference > relative * float(norm) + floor * overall:
             wrong[name] = difference / (float(norm) or overall or 1.0)
-    return wrong
+        if float(norm) > 10 * floor * overall:
+            told.add(name)
+    return wrong, told
 
 
 def _coarsest(dtypes: Iterable[torch.dtype]) -> torch.dtype:

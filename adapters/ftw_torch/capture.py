@@ -94,6 +94,7 @@ class Capture(TorchFunctionMode):
         ] = {}  # enter functions without a rule, so that the parameter itself never does
         self._leaves: list[tuple[Key, Tensor, int | None]] = []  # per-sample copies of small parameters
         self._entered: dict[str, str] = {}  # what entered a function without a rule
+        self.hidden: list[str] = []  # reached by the backward in a place that nobody saw
         self._derived: list[Derived] = []
         self._mine = {id(x): (Layout(1, x.numel() // samples), x) for x in batch if x.ndim and x.shape[0] == samples}
         self._marked: list[weakref.ref[Tensor]] = []  # tensors written in place, which may outlive the capture
@@ -348,13 +349,16 @@ class Capture(TorchFunctionMode):
         self._warn()
         reentrant = self._checkpointed and has_reentrant([losses])
         known = len(self._leaves)
-        leaves = [self.anchor, *(leaf for _, leaf, _ in self._leaves)]
+        visible = [name for name in self.parameters if name not in self.slow]  # stand-ins enter for them, or nothing
+        leaves = [self.anchor, *(leaf for _, leaf, _ in self._leaves), *(self.parameters[name] for name in visible)]
         self.open = True
         try:
             retain, others = bool(self.slow) or reentrant, self.parameters.values()
             found = gradients(losses.sum(), leaves, retain=retain, reentrant=reentrant, others=others)[1:]
         finally:
             self.open = False
+        self.hidden = [name for name, g in zip(visible, found[known:], strict=True) if g is not None]
+        found = found[:known]
         found += [leaf.grad for _, leaf, _ in self._leaves[known:]]  # made while a reentrant checkpoint ran again
         for (key, _, at), g in zip(self._leaves, found, strict=True):
             if g is not None:
@@ -364,9 +368,20 @@ class Capture(TorchFunctionMode):
         slow = [name for name in self.slow if name in self.parameters]
         if slow:
             self._one_by_one(losses, slow, reentrant)
-        self._leaves.clear()
+        for name in self.hidden:
+            self._entered.setdefault(name, "a function that PyTorch does not show (of torch.autograd.Function?)")
+        self._warn()
         for derived in reversed(self._derived):
             self._pull(derived)
+        return self._records()
+
+    def past(self, losses: Tensor, hidden: Sequence[str]) -> dict[str, Record]:
+        """Return the records of what reached the ``hidden`` parameters where nobody saw it, and of nothing else."""
+        self._one_by_one(losses, hidden, has_reentrant([losses]), shown=False)
+        return self._records()
+
+    def _records(self) -> dict[str, Record]:
+        self._leaves.clear()
         self._keys.clear()
         self._unmark()
         return {name: merge(parts) for name, parts in self.parts.items()}
@@ -381,9 +396,9 @@ class Capture(TorchFunctionMode):
                     stacklevel=5,
                 )
 
-    def _one_by_one(self, losses: Tensor, slow: list[str], reentrant: bool) -> None:
+    def _one_by_one(self, losses: Tensor, slow: Sequence[str], reentrant: bool, *, shown: bool = True) -> None:
         """Add what autograd finds for parameters that entered functions without a rule, or that nobody saw."""
-        known = [(name, self._standins[name]) for name in slow if name in self._standins]
+        known = [(name, self._standins[name]) for name in slow if shown and name in self._standins]
         for _, leaf in known:
             leaf.grad = None
         unseen = [(name, self.parameters[name]) for name in slow]  # perhaps seen in some uses and not in others

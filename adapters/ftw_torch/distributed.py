@@ -159,10 +159,9 @@ class DistributedFilterThenWeight(FilterThenWeight):
         if not parameters:
             raise ValueError("no parameter of the model requires a gradient: there is nothing to train")
         refuse_coupled_layers(self.model)
-        if parameters.keys() - self._audited:
+        if self._audits.due(parameters):
             buffers = list(self.model.buffers())
-            if audit(passes.capture, passes.losses, parameters, self._slow, pool, target, buffers):
-                self._audited |= parameters.keys()
+            self._audits.note(audit(passes.capture, passes.losses, parameters, self._slow, pool, target, buffers))
         none: tuple[dict[str, Record], Tensor] = {}, next(iter(parameters.values())).new_zeros(0)
         candidates, losses = none if pool is None else self._all(passes, parameters, pool, "pool")
         samples, found = (candidates, losses) if target is None else self._all(passes, parameters, target, "target")

@@ -16,7 +16,7 @@ from . import batches
 from .backprop import gradients, has_reentrant
 from .capture import Capture, Sink
 from .precision import Ambient
-from .records import seen
+from .records import merge, seen
 
 __all__ = ["Passes", "Randomness", "as_seen", "uncompiled"]
 
@@ -76,11 +76,21 @@ class Passes:
         """Return the losses (n,) of a batch, detached, and its records."""
         n = batches.size(batch, what)
         tensors = [tensor for _, tensor in batches.leaves(batch)]
+        before = Randomness(parameters)
         with torch.enable_grad(), Capture(parameters, n, tensors, slow=self.slow, sink=sink) as capture:
             losses = self.losses(batch, n, what)
-            records = capture.backward(losses if self.scale is None else losses * self.scale.to(losses.dtype))
+            records = capture.backward(self._scaled(losses))
         self.checkpointed = self.checkpointed or capture.recomputed
+        if capture.hidden:  # the first time: from now on these are left to autograd from the start
+            again = Capture(parameters, n, tensors, slow=self.slow, sink=sink)
+            with before.again(0), torch.enable_grad(), again:
+                more = again.past(self._scaled(self.losses(batch, n, what)), capture.hidden)
+            for name, record in more.items():
+                records[name] = merge([records[name], record]) if name in records else record
         return losses.detach(), records
+
+    def _scaled(self, losses: Tensor) -> Tensor:
+        return losses if self.scale is None else losses * self.scale.to(losses.dtype)
 
     def gradient(
         self,
@@ -97,8 +107,7 @@ class Passes:
         total = {} if total is None else total
         with torch.enable_grad():
             losses = self.losses(batch, batches.size(batch, what), what)
-            share = (losses * weights).sum()
-            share = share if self.scale is None else share * self.scale.to(share.dtype)
+            share = self._scaled((losses * weights).sum())
         grads = gradients(share, list(parameters.values()), reentrant=has_reentrant([share]))
         for (name, _), g in zip(parameters.items(), grads, strict=True):
             if g is not None:

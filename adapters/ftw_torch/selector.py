@@ -29,7 +29,7 @@ from ftw.guard_watch import GuardWatch
 from ftw.sketch import LARGEST
 
 from . import batches
-from .audit import audit
+from .audit import Audits, audit
 from .capture import refuse_coupled_layers, trainable
 from .optimizers import geometry
 from .passes import Passes, uncompiled
@@ -162,7 +162,7 @@ class FilterThenWeight:
         self._slow: dict[str, str] = {}  # parameters left to per-sample autograd, and why
         self._several: set[str] = set()  # parameters used more than once
         self._two_passes = mode == "two_pass"
-        self._audited: set[str] = set()  # parameters whose captured gradients agreed with autograd's
+        self._audits = Audits()  # of captured gradients against autograd's
         self._warned = False
         self.guard_watch = GuardWatch()
 
@@ -242,11 +242,11 @@ class FilterThenWeight:
         ambient = Ambient()
         passes = Passes(self.model, self.per_sample_loss, self._slow, ambient, scale)
         with torch.no_grad(), uncompiled(), ambient.off():
-            if parameters.keys() - self._audited:
+            if self._audits.due(parameters):
                 plain = Passes(self.model, self.per_sample_loss, self._slow, ambient)
                 buffers = list(self.model.buffers())
-                if audit(plain.capture, plain.losses, parameters, self._slow, pool, target, buffers):
-                    self._audited |= parameters.keys()
+                found = audit(plain.capture, plain.losses, parameters, self._slow, pool, target, buffers)
+                self._audits.note(found)
                 if plain.checkpointed and self.mode == "auto" and not self._two_passes:
                     self._two_passes = True
                     log.info("the model checkpoints its activations: two passes")
