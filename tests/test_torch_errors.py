@@ -180,6 +180,32 @@ def test_batches(pool, target, match, call):
     Case().refuses((ValueError, RuntimeError), match, pool, target, call)
 
 
+@pytest.mark.parametrize("options", [{}, {"micro_batch": 3}, {"mode": "two_pass", "micro_batch": 3}], ids=str)
+def test_lists_and_arrays_are_cut_with_the_samples(options):
+    numpy = pytest.importorskip("numpy")
+    sources, sizes = "abcdefgh", numpy.arange(8.0, dtype=numpy.float32)
+
+    def loss(m, b):
+        assert b["name"] == "all of it"
+        scale = torch.tensor([ord(s) - 96 for s in b["source"]]) + torch.as_tensor(b["size"])  # (n,)
+        return models.classifier_loss(m, b["xy"]) * scale
+
+    def given(b):
+        n = len(b[1])
+        return {"xy": b, "source": list(sources[:n]), "size": sizes[:n], "name": "all of it"}
+
+    def plain(m, b):
+        return models.classifier_loss(m, b[:2]) * b[2]
+
+    pool, target = batch(8), batch(3)
+    scaled = [(*b, torch.arange(len(b[1])) * 2.0 + 1) for b in (pool, target)]
+    one, two = Case(loss=loss, guard=0.0, **options), Case(loss=plain, guard=0.0)
+    got, expected = one.selector.backward(given(pool), given(target)), two.selector.backward(*scaled)
+    assert got.indices.tolist() == expected.indices.tolist()
+    for a, b in zip(one.model.parameters(), two.model.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad)
+
+
 @both
 def test_target_on_another_device(call):
     target = tuple(x.to("meta") for x in batch(3))
@@ -390,3 +416,22 @@ def test_select_leaves_everything_as_it_was():
     case.selector.select(batch(8), batch(3))
     case.selector.select(batch(8), None)
     same(case.before, case.picture())
+
+
+@pytest.mark.parametrize(
+    ("given", "match"),
+    [
+        ({"model": lambda x: x}, "model is a function; expected an nn.Module"),
+        ({"per_sample_loss": None}, "per_sample_loss is a NoneType; expected"),
+        ({"scaler": True}, "scaler is a bool; expected a torch.amp.GradScaler"),
+    ],
+)
+def test_what_is_no_model_no_loss_no_scaler(given, match):
+    model = models.mlp()
+    right = {
+        "model": model,
+        "optimizer": torch.optim.SGD(model.parameters()),
+        "per_sample_loss": models.classifier_loss,
+    }
+    with pytest.raises(TypeError, match=match):
+        FilterThenWeight(**{**right, **given}, keep=2)

@@ -153,6 +153,15 @@ def rounds(self, x):
     return self.c(torch.cat([x, x.cos()], 0)[n:]) + both[0] * both[1]
 
 
+def cells(self, x):
+    state, pair = None, isinstance(self.cell, nn.LSTMCell)
+    for t in range(3):
+        state = self.cell(x[:, t], state)
+        if t == 0 and not pair:
+            state = state + self.h0(x[:, 0])
+    return state[0] * state[1] if pair else state
+
+
 def twins(self, x):
     a, b = self.tower(torch.cat([x, x.flip(1)], 0)).chunk(2, 0)
     return a * torch.sigmoid(b)
@@ -275,6 +284,29 @@ FLOATS = {
     "learned queries": lambda: Model(
         lambda m, x: F.scaled_dot_product_attention(m.q.expand(x.shape[0], -1, -1), x, x), {"q": (1, 3, 6)}
     ),
+    "learned queries of a module": lambda: Model(
+        lambda m, x: m.n(m.a(m.q.expand(len(x), -1, -1), x, x)[0] + m.b(m.q.repeat(len(x), 1, 1), x, x)[0]),
+        {"q": (1, 3, 6)},
+        a=nn.MultiheadAttention(6, 2, batch_first=True),
+        b=nn.MultiheadAttention(6, 2, batch_first=True),
+        n=nn.LayerNorm(6),
+    ),
+    "decoder of learned queries": lambda: Model(
+        lambda m, x: m.a(m.q.weight.expand(len(x), -1, -1), x),
+        a=nn.TransformerDecoderLayer(6, 2, 8, 0.0, batch_first=True),
+        q=nn.Embedding(3, 6),
+    ),
+    **{
+        f"cell, {kind.__name__} {options}": lambda kind=kind, options=options: Model(
+            cells, cell=kind(6, 3, **options), h0=None if kind is nn.LSTMCell else nn.Linear(6, 3)
+        )
+        for kind, options in (
+            (nn.RNNCell, {}),
+            (nn.RNNCell, {"nonlinearity": "relu", "bias": False}),
+            (nn.GRUCell, {}),
+            (nn.LSTMCell, {}),
+        )
+    },
     "learned queries, written out": lambda: Model(
         lambda m, x: torch.softmax(m.q[None].expand(x.shape[0], -1, -1) @ x.mT, -1) @ x, {"q": (3, 6)}
     ),

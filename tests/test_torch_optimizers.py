@@ -424,3 +424,33 @@ def test_selection_with_every_optimizer_is_exact():
         expected = sum((explicit[n] * operators[n].apply(g_t[n])).flatten(1).sum(1) for n in g_t)
         got = FilterThenWeight(model, optimizer, models.classifier_loss, keep=3).select(pool, target)
         torch.testing.assert_close(got.scores, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_several_optimizers_share_the_parameters():
+    """As one optimizer of several groups, where they are of one class; each parameter belongs to one."""
+    from ftw_torch.optimizers import geometry
+
+    torch.manual_seed(0)
+    shapes = {"a": (4, 3), "b": (5,), "c": (3, 4)}
+    parameters = {name: nn.Parameter(torch.randn(shape)) for name, shape in shapes.items()}
+    a, b, c = parameters.values()
+    one = torch.optim.AdamW([{"params": [a, c]}, {"params": [b], "lr": 1e-2}], lr=1e-3)
+    two = [torch.optim.AdamW([b], lr=1e-2), torch.optim.AdamW([a, c], lr=1e-3)]
+    goal = {name: torch.randn(shape) for name, shape in shapes.items()}
+    for rate in (1.0, 0.0):  # all zero in a warm-up's first step
+        for optimizer in (one, *two):
+            for group in optimizer.param_groups:
+                group.setdefault("initial_lr", group["lr"])
+                group["lr"] *= rate
+        expected, got = (geometry(optimizer, parameters, goal) for optimizer in (one, two))
+        assert list(got) == list(shapes)
+        for name in shapes:
+            torch.testing.assert_close(got[name].apply(goal[name]), expected[name].apply(goal[name]))
+    muon = torch.optim.Muon([a, c], lr=1e-2)
+    mixed = geometry((muon, two[0]), parameters, goal)
+    alone = geometry(muon, {"a": a, "c": c}, goal)
+    torch.testing.assert_close(mixed["c"].apply(goal["c"]), alone["c"].apply(goal["c"]))
+    with pytest.raises(ValueError, match="in several of the optimizers: a, c"):
+        geometry((muon, two[1], two[0]), parameters, goal)
+    with pytest.raises(ValueError, match=r"none of the optimizer's groups: b; .*all optimizers as a tuple"):
+        geometry(muon, parameters, goal)

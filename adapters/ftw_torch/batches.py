@@ -1,8 +1,12 @@
-"""Batches: a tensor, or nested mappings and sequences of tensors, with the samples on axis 0."""
+"""Batches: a tensor, or nested mappings and sequences of tensors, with the samples on axis 0.
+
+Among the tensors there may be other things: an array (NumPy's), or a sequence without tensors, as long as there are
+samples says something about each (texts, names of sources) and is cut with them; what else there is goes along whole.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -61,12 +65,34 @@ def split(batch: Any, n: int, piece: int | None) -> Iterator[Any]:
         yield batch
         return
     for start in range(0, n, piece):
-        yield map_tensors(lambda x, s=start: x[s : s + piece], batch)  # type: ignore[misc]
+        yield _slice(batch, n, slice(start, start + piece))
+
+
+def _slice(batch: Any, n: int, places: slice) -> Any:
+    return _cut(batch, n, lambda x: x[places], lambda: range(n)[places])
 
 
 def take(batch: Any, indices: Tensor) -> Any:
     """Return the samples ``indices`` of a batch."""
-    return map_tensors(lambda x: x.index_select(0, indices.to(x.device)), batch)
+    n = size(batch, "batch")
+    return _cut(batch, n, lambda x: x.index_select(0, indices.to(x.device)), lambda: indices.tolist())
+
+
+def _cut(batch: Any, n: int, function: Callable[[Tensor], Tensor], places: Callable[[], Sequence[int]]) -> Any:
+    """Return a batch of n samples with ``function`` applied to its tensors, and ``places`` of what goes with them."""
+    if isinstance(batch, Mapping):
+        return {key: _cut(value, n, function, places) for key, value in batch.items()}
+    listed = isinstance(batch, (tuple, list))
+    if listed and any(True for _ in leaves(batch)):
+        parts = [_cut(value, n, function, places) for value in batch]
+        return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
+    if isinstance(batch, Tensor):
+        return map_tensors(function, batch)
+    if listed and len(batch) == n and not hasattr(batch, "_fields"):
+        return type(batch)(batch[i] for i in places())
+    if hasattr(batch, "__array__") and tuple(batch.shape)[:1] == (n,):
+        return batch[list(places())]
+    return batch
 
 
 def devices(batch: Any) -> set[torch.device]:

@@ -242,6 +242,9 @@ class Capture(TorchFunctionMode):
             if found is None and func in INPLACE and (y is first(args) or func in WRITES):
                 whole = y.ndim and y.shape[0] % self.samples == 0
                 found = self.where(args[0]) or (Layout(1, y.numel() // self.samples) if whole else None)
+            if found is None and not any(y is x for x in tensors((args, kwargs.values()))):
+                serial, known = getattr(y, "_ftw_samples", (None, None))  # by the functions that this one is made of
+                found = known if serial == self._serial else None
             y._ftw_samples = (self._serial, found)  # type: ignore[attr-defined]
             if y is first(args) or y is kwargs.get("out"):  # may be a buffer of the model
                 self._marked.append(weakref.ref(y))

@@ -23,10 +23,13 @@ __all__ = [
     "bilinear",
     "einsum",
     "group_norm",
+    "gru_cell",
     "instance_norm",
+    "lstm_cell",
     "multi_head_attention",
     "prelu",
     "rms_norm",
+    "rnn_cell",
 ]
 
 
@@ -145,6 +148,41 @@ def einsum(capture: Capture, equation: Any, *operands: Any) -> Any:
             y = F.linear(rows, weight.reshape(-1, columns))
         y = y.reshape([sizes[c] for c in rest + new])
         return y.permute([(rest + new).index(c) for c in out])
+
+
+def _projected(x: Tensor, h: Tensor, weights: Any) -> tuple[Tensor, Tensor]:
+    """Return what a recurrent cell makes of its input and of its state, which is of the same samples."""
+    w_x, w_h, b_x, b_h = (*weights, None, None)[:4]
+    return F.linear(x, w_x, b_x), F.linear(h + torch.zeros_like(x[..., :1]), w_h, b_h)
+
+
+def rnn_cell(function: Any) -> Any:
+    """Return the rule of ``torch.rnn_tanh_cell`` and its like."""
+
+    def rule(capture: Capture, input: Tensor, hx: Tensor, *weights: Any) -> Any:
+        with capture:
+            a, b = _projected(input, hx, weights)
+            return function(a + b)
+
+    return rule
+
+
+def gru_cell(capture: Capture, input: Tensor, hx: Tensor, *weights: Any) -> Any:
+    """Rule of ``torch.gru_cell``."""
+    with capture:
+        (r, z, new), (r_h, z_h, new_h) = (x.chunk(3, -1) for x in _projected(input, hx, weights))
+        r, z = torch.sigmoid(r + r_h), torch.sigmoid(z + z_h)
+        new = torch.tanh(new + r * new_h)
+        return new + z * (hx - new)
+
+
+def lstm_cell(capture: Capture, input: Tensor, hx: Any, *weights: Any) -> Any:
+    """Rule of ``torch.lstm_cell``; ``hx`` is the hidden state and the cell's."""
+    with capture:
+        a, b = _projected(input, hx[0], weights)
+        i, f, new, o = (a + b).chunk(4, -1)
+        cell = torch.sigmoid(f) * hx[1] + torch.sigmoid(i) * torch.tanh(new)
+        return torch.sigmoid(o) * torch.tanh(cell), cell
 
 
 def multi_head_attention(

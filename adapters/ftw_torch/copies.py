@@ -60,7 +60,7 @@ def _with_copies(capture: Capture, function: Rule, args: tuple[Any, ...], kwargs
         if name is None and trains(p) and not capture.sampled(p):
             return NotImplemented
         other = p if name is None else capture.copies(name, p, beside)
-        if other is None:
+        if name is not None and other is None:
             return NotImplemented
         changed.append(other)
     return function(*changed[: len(args)], **dict(zip(kwargs, changed[len(args) :], strict=True)))

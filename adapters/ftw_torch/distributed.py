@@ -15,7 +15,7 @@ scores makes all ranks raise; one that dies is noticed by the process group's ow
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -35,7 +35,7 @@ from .audit import audit
 from .blocks import add_sketches
 from .capture import refuse_coupled_layers, trainable
 from .exchange import Exchange, Layouts
-from .optimizers import geometry, unwrap
+from .optimizers import geometry, unwrapped
 from .passes import Passes, uncompiled
 from .precision import Ambient
 from .records import join, seen
@@ -92,7 +92,7 @@ class DistributedFilterThenWeight(FilterThenWeight):
     def __init__(
         self,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
         per_sample_loss: Callable[[nn.Module, Any], Tensor],
         *,
         keep: int,
@@ -215,11 +215,12 @@ class Step:
 
     def _geometry(self) -> dict[str, Operator]:
         """Return P, the same on every rank: from the same state, or from that of all where it is sharded."""
-        optimizer = unwrap(self.selector.optimizer)
+        optimizers = unwrapped(self.selector.optimizer)
         for p in self.parameters.values():
             if hasattr(p, "placements"):
-                self.exchange.count("state", sum(map(part_bytes, tree_leaves([p, optimizer.state.get(p, {})]))))
-        return geometry(optimizer, self.parameters, self.goal, damping=self.selector.damping)
+                state = [one.state.get(p, {}) for one in optimizers]
+                self.exchange.count("state", sum(map(part_bytes, tree_leaves([p, state]))))
+        return geometry(optimizers, self.parameters, self.goal, damping=self.selector.damping)
 
     def _scored(self) -> tuple[Tensor, Tensor]:
         local = self.local

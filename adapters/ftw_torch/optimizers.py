@@ -6,7 +6,7 @@ state_dict.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -43,7 +43,7 @@ def register_optimizer(kind: type, reader: Reader) -> None:
 
 
 def geometry(
-    optimizer: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
     parameters: Mapping[str, Tensor],
     anticipate: Mapping[str, Tensor] | None,
     *,
@@ -53,9 +53,9 @@ def geometry(
 
     Parameters
     ----------
-    optimizer : torch.optim.Optimizer
+    optimizer : torch.optim.Optimizer, or a sequence of them
     parameters : mapping of str to Parameter
-        What is trained; each must belong to one of the optimizer's groups.
+        What is trained; each must belong to one of the optimizer's groups, and to one optimizer of several.
     anticipate : mapping of str to tensor, or None
         The gradient to fold in, the target's in this method.
     damping : float
@@ -74,22 +74,24 @@ def geometry(
     ValueError
         If a parameter is in none of its groups.
     """
-    optimizer = unwrap(optimizer)
-    rates = _rates(optimizer)
-    found = _groups(optimizer, parameters)
-    read = _reader(optimizer)
+    optimizers = unwrapped(optimizer)
+    rates = _rates(optimizers)
+    places = _groups(optimizers, parameters)
     out: dict[str, Operator] = {}
-    if read is readers.READERS.get(type(optimizer)):
-        out = diagonals(optimizer, parameters, found, rates, anticipate, damping)
-    for name, p in parameters.items():
-        if name in out:
-            continue
-        i = found[name]
-        group = optimizer.param_groups[i]
-        a = None if anticipate is None else anticipate[name].reshape(p.shape)
-        update = read(*_whole(p, optimizer), group, lr=rates[i], anticipate=a, damping=damping)
-        out[name] = _as_seen(name, update.operator, p)
-    return out
+    for k, one in enumerate(optimizers):
+        own = {name: p for name, p in parameters.items() if places[name][0] == k}
+        found = {name: places[name][1] for name in own}
+        read = _reader(one)
+        if read is readers.READERS.get(type(one)):
+            out |= diagonals(one, own, found, rates[k], anticipate, damping)
+        for name, p in own.items():
+            if name in out:
+                continue
+            i = found[name]
+            a = None if anticipate is None else anticipate[name].reshape(p.shape)
+            update = read(*_whole(p, one), one.param_groups[i], lr=rates[k][i], anticipate=a, damping=damping)
+            out[name] = _as_seen(name, update.operator, p)
+    return {name: out[name] for name in parameters}
 
 
 def _as_seen(name: str, operator: Operator, p: Tensor) -> Operator:
@@ -130,7 +132,7 @@ def linear_update(
     With ``maximize`` the g to apply is the negated one.
     """
     optimizer = unwrap(optimizer)
-    i = _groups(optimizer, {"the parameter": parameter})["the parameter"]
+    _, i = _groups([optimizer], {"the parameter": parameter})["the parameter"]
     group = optimizer.param_groups[i]
     return _reader(optimizer)(
         *_whole(parameter, optimizer),
@@ -148,6 +150,11 @@ def unwrap(optimizer: Any) -> torch.optim.Optimizer:
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(f"expected a torch.optim.Optimizer, got {type(optimizer).__name__}")
     return optimizer
+
+
+def unwrapped(optimizer: Any) -> list[torch.optim.Optimizer]:
+    """Return the optimizer, or those of a sequence, without their wrappers."""
+    return [unwrap(one) for one in (optimizer if isinstance(optimizer, (tuple, list)) else (optimizer,))]
 
 
 def _whole(p: Tensor, optimizer: torch.optim.Optimizer) -> tuple[Tensor, Any]:
@@ -171,20 +178,38 @@ def _reader(optimizer: torch.optim.Optimizer) -> Reader:
     raise TypeError(f"the optimizer {path} is not known; the known ones are {known}. {way}")
 
 
-def _groups(optimizer: torch.optim.Optimizer, parameters: Mapping[str, Tensor]) -> dict[str, int]:
-    where = {id(p): i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
+def _groups(
+    optimizers: Sequence[torch.optim.Optimizer], parameters: Mapping[str, Tensor]
+) -> dict[str, tuple[int, int]]:
+    """Return the optimizer and the group that each parameter is in."""
+    where: dict[int, tuple[int, int]] = {}
+    twice = set()
+    for k, optimizer in enumerate(optimizers):
+        for i, group in enumerate(optimizer.param_groups):
+            for p in group["params"]:
+                if where.setdefault(id(p), (k, i))[0] != k:
+                    twice.add(id(p))
+    several = [name for name, p in parameters.items() if id(p) in twice]
+    if several:
+        raise ValueError(
+            f"these parameters are in several of the optimizers: {', '.join(several)}; give the one to step"
+        )
     missing = [name for name, p in parameters.items() if id(p) not in where]
     if missing:
         raise ValueError(
             f"these parameters require a gradient but are in none of the optimizer's groups: {', '.join(missing)}; "
-            "freeze them with requires_grad_(False) or give them to the optimizer"
+            "freeze them with requires_grad_(False), give them to the optimizer, or give all optimizers as a tuple"
         )
     return {name: where[id(p)] for name, p in parameters.items()}
 
 
-def _rates(optimizer: torch.optim.Optimizer) -> list[Any]:
-    rates = [number(group["lr"]) for group in optimizer.param_groups]
-    if any(isinstance(rate, Tensor) or rate != 0 for rate in rates):
+def _rates(optimizers: Sequence[torch.optim.Optimizer]) -> list[list[Any]]:
+    rates = [[number(group["lr"]) for group in one.param_groups] for one in optimizers]
+    if _any(rates):
         return rates
-    rates = [number(group.get("initial_lr", 0.0)) for group in optimizer.param_groups]
-    return rates if any(isinstance(rate, Tensor) or rate != 0 for rate in rates) else [1.0] * len(rates)
+    rates = [[number(group.get("initial_lr", 0.0)) for group in one.param_groups] for one in optimizers]
+    return rates if _any(rates) else [[1.0] * len(row) for row in rates]
+
+
+def _any(rates: list[list[Any]]) -> bool:
+    return any(isinstance(rate, Tensor) or rate != 0 for row in rates for rate in row)

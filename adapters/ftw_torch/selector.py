@@ -16,7 +16,7 @@ import functools
 import logging
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -55,8 +55,9 @@ class FilterThenWeight:
     ----------
     model : nn.Module
         Its parameters that require a gradient are trained; nothing is installed on it.
-    optimizer : torch.optim.Optimizer
-        Read, never written. An unknown class raises and names `register_optimizer`.
+    optimizer : torch.optim.Optimizer, or a sequence of them
+        Read, never written. An unknown class raises and names `register_optimizer`. Several share the parameters (Muon
+        for matrices, AdamW for the rest).
     per_sample_loss : callable
         ``per_sample_loss(model, batch) -> (n,)``: one loss a sample, not their mean.
     keep : int
@@ -111,7 +112,7 @@ class FilterThenWeight:
     def __init__(
         self,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
         per_sample_loss: Loss,
         *,
         keep: int,
@@ -126,6 +127,12 @@ class FilterThenWeight:
         gram_sketch: int | None = None,
         **options: Any,
     ) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model is a {type(model).__name__}; expected an nn.Module")
+        if not callable(per_sample_loss):
+            raise TypeError(f"per_sample_loss is a {type(per_sample_loss).__name__}; expected (model, batch) -> (n,)")
+        if scaler is not None and not hasattr(scaler, "scale"):
+            raise TypeError(f"scaler is a {type(scaler).__name__}; expected a torch.amp.GradScaler, or None")
         if not isinstance(keep, int) or isinstance(keep, bool) or keep < 1:
             raise ValueError(f"keep={keep!r} must be an int >= 1")
         if on_nonfinite not in ("raise", "drop"):
