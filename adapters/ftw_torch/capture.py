@@ -41,6 +41,7 @@ __all__ = ["Capture", "refuse_coupled_layers", "trainable"]
 Sink = Callable[[str, Record], Record | None]
 
 _serial = itertools.count()
+_NOWHERE = (None, None)  # of a tensor that was not computed from a batch
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -155,7 +156,7 @@ class Capture(TorchFunctionMode):
         mine = self._mine.get(id(x))
         if mine is not None:
             return mine[0]
-        serial, found = getattr(x, "_ftw_samples", (None, None))
+        serial, found = getattr(x, "_ftw_samples", _NOWHERE)
         if serial == self._serial:
             return found
         if x.requires_grad and id(x) not in self._keys and x.ndim and x.shape[0] % self.samples == 0:
@@ -166,7 +167,7 @@ class Capture(TorchFunctionMode):
         """Tell whether a tensor was computed from the batch."""
         if not isinstance(x, Tensor) or id(x) in self._keys:
             return False
-        return id(x) in self._mine or x.requires_grad or getattr(x, "_ftw_samples", (None,))[0] == self._serial
+        return id(x) in self._mine or x.requires_grad or getattr(x, "_ftw_samples", _NOWHERE)[0] == self._serial
 
     def group(self, x: Tensor, place: Layout | Scattered | None, trailing: int) -> Tensor | None:
         """Return ``x`` (..., *trail) as (n, t, *trail); None if the layout does not allow it."""
@@ -217,11 +218,12 @@ class Capture(TorchFunctionMode):
     def _look(self, args: Any, kwargs: dict[str, Any]) -> tuple[list[tuple[Key, Tensor]], list[Tensor]]:
         """Return the arguments made of parameters, and those that belong to samples."""
         keyed, sampled = [], []
+        keys, mine, serial = self._keys, self._mine, self._serial
         for x in tensors((args, kwargs.values()) if kwargs else args):
-            found = self._keys.get(id(x))
-            if found is not None:
-                keyed.append(found)
-            elif self.sampled(x):
+            number = id(x)
+            if number in keys:
+                keyed.append(keys[number])
+            elif x.requires_grad or number in mine or getattr(x, "_ftw_samples", _NOWHERE)[0] == serial:
                 sampled.append(x)
         return keyed, sampled
 
@@ -234,8 +236,9 @@ class Capture(TorchFunctionMode):
             if self.samples == 1:
                 found = Layout(1, y.numel())
             else:
-                for x in (x for x in sampled if func not in WRITES or x is args[0]):
-                    place = self.where(x)
+                writes = func in WRITES
+                for x in sampled:
+                    place = None if writes and x is not args[0] else self.where(x)
                     found = None if place is None else moves.place(func, x, place, self.samples, args, kwargs, y)
                     if found is not None:
                         break

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -13,16 +12,18 @@ from .layout import forms, getters
 __all__ = ["INPLACE", "PLAIN", "WRITES", "first", "tensors", "transformed"]
 
 
-def tensors(tree: Any) -> Iterator[Tensor]:
-    """Yield the tensors among the arguments or results of a function."""
+def tensors(tree: Any) -> list[Tensor]:
+    """Return the tensors among the arguments or results of a function."""
     if isinstance(tree, Tensor):
-        yield tree
-    elif isinstance(tree, _TREES):
+        return [tree]
+    found: list[Tensor] = []
+    if isinstance(tree, _TREES):
         for x in tree:
             if isinstance(x, Tensor):
-                yield x
+                found.append(x)
             elif isinstance(x, _TREES):
-                yield from tensors(x)
+                found += tensors(x)
+    return found
 
 
 _TREES: Any = (tuple, list, type({}.values()))

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
+from functools import reduce
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ftw import Dense, OuterProduct, Rows, Sum
 from ftw.geometry import Diagonal, Operator, Scale
 from ftw.gradients import Record
 
-from .blocks import add_gram, add_sketches, lengths, product
+from .blocks import add_gram, add_sketches, lengths
+from .bundle import fits, joined, side_by_side
 from .records import empty, seen, some
 from .stream import score_by
+from .sums import Picks, weighted_sum
 
 __all__ = ["Pool", "inner"]
 
@@ -51,83 +53,100 @@ class Pool:
 
     def gram(self, operators: Mapping[str, Operator], indices: Tensor | None = None) -> Tensor:
         """Return ``<g_i, P g_j>`` (s, s) of some samples, or of all."""
-        order = None
-        if indices is not None and len(self.pieces) > 1:  # pieces come in order
-            indices, order = indices.sort()
+        places, back = self._places(indices)
         total: Any = 0.0
-        for name, K in self.grams.items():
-            del name
+        for K in self.grams.values():
             total = total + (K if indices is None else K[indices][:, indices])
-        for name in self.parameters:
-            if name in self.used and name not in self.grams:
-                total = total + add_gram(self._some(name, indices), operators[name])
-        if order is not None:
-            back = order.argsort()
-            total = total[back][:, back]
-        out: Tensor = total
+        for records, operator in self._parts(operators, places, without=self.grams):
+            total = total + add_gram(records, operator)
+        out: Tensor = total if back is None else total[back][:, back]
         return out
 
     def sketches(self, operators: Mapping[str, Operator], size: int, indices: Tensor | None = None) -> Tensor:
         """Return count sketches (s, m) of ``P^1/2 g_i`` of some samples, or of all."""
-        order = None
-        if indices is not None and len(self.pieces) > 1:  # pieces come in order
-            indices, order = indices.sort()
+        places, back = self._places(indices)
         total: Any = 0.0
-        for name in self.parameters:
-            if name in self.used:
-                total = total + add_sketches(name, self._some(name, indices), operators[name], size)
-        out: Tensor = total if order is None else total[order.argsort()]
+        for name in self._used():
+            total = total + add_sketches(name, self._some(name, places), operators[name], size)
+        out: Tensor = total if back is None else total[back]
         return out
 
     def lengths(self, operators: Mapping[str, Operator]) -> Tensor:
         """Return ``<g_i, P g_i>`` (n,)."""
-        found = [lengths(self._some(name, None), operators[name]) for name in self.parameters if name in self.used]
-        total: Any = found[0]
-        for x in found[1:]:
-            total = total + x
-        out: Tensor = total
+        out: Tensor = sum(lengths(*part) for part in self._parts(operators, None))  # type: ignore[assignment]
         return out
 
     def scores(self, direction: Mapping[str, Tensor], indices: Tensor | None = None) -> Tensor:
-        """Return ``<g_i, M>`` (s,) of some samples in the order of the pool, or of all."""
+        """Return ``<g_i, M>`` (s,) of some samples, or of all."""
+        places, back = self._places(indices)
         total: Any = 0.0
-        for name, m in direction.items():
-            if name in self.used:
-                total = total + torch.cat([score_by(part, m, None) for part in self._some(name, indices)])
-        out: Tensor = total
+        for name in self._used():
+            if name in direction:
+                parts = [score_by(part, direction[name], None) for part in self._some(name, places)]
+                total = total + torch.cat(parts)
+        out: Tensor = total if back is None else total[back]
         return out
 
     def combine(self, indices: Sequence[int], weights: Sequence[float]) -> dict[str, Tensor]:
         """Return ``{name: sum_i w_i G_i}`` for parameters that were used; samples of zero weight do not enter."""
         chosen = [(i, w) for i, w in zip(indices, weights, strict=True) if w != 0]
+        parts, start = [], 0
+        for piece, size in zip(self.pieces, self.sizes, strict=True):
+            here = [(i - start, w) for i, w in chosen if start <= i < start + size]
+            start += size
+            if here and piece:
+                parts.append((piece, Picks(here, size)))
         out = {}
         for name, p in self.parameters.items():
-            if name not in self.used:
-                continue
-            total, start = None, 0
-            for piece, size in zip(self.pieces, self.sizes, strict=True):
-                here = [(i - start, w) for i, w in chosen if start <= i < start + size]
-                start += size
-                if here and name in piece:
-                    total = _add(total, piece[name], here)
-            out[name] = p.new_zeros(seen(p.shape)) if total is None else total
+            if name in self.used:
+                found = [weighted_sum(piece[name], picks) for piece, picks in parts if name in piece]
+                out[name] = reduce(Tensor.add_, found) if found else p.new_zeros(seen(p.shape))
         return out
 
-    def _some(self, name: str, indices: Tensor | None) -> list[Record]:
-        """Return the records of some samples (sorted, if there are several pieces), piece by piece."""
+    def _used(self) -> list[str]:
+        return [name for name in self.parameters if name in self.used]
+
+    def _places(self, indices: Tensor | None) -> tuple[list[Tensor] | None, Tensor | None]:
+        """Return the numbers of some samples within each piece, and the way back to their order; None for all."""
+        if indices is None or len(self.pieces) == 1:
+            return None if indices is None else [indices], None
         found, start = [], 0
-        limits = None if indices is None or len(self.pieces) == 1 else indices.tolist()
-        for piece, size in zip(self.pieces, self.sizes, strict=True):
-            record = piece.get(name)
-            record = empty(self.parameters[name], size) if record is None else record
-            if limits is not None and indices is not None:
-                local = [i - start for i in limits if start <= i < start + size]
-                record = some(record, torch.tensor(local, dtype=indices.dtype, device=indices.device))
-            elif indices is not None:
-                record = some(record, indices)
-            found.append(record)
+        ordered, order = indices.sort()  # pieces come in order
+        numbers = ordered.tolist()
+        for size in self.sizes:
+            here = [i - start for i in numbers if start <= i < start + size]
+            found.append(torch.tensor(here, dtype=indices.dtype).to(indices.device, non_blocking=True))
             start += size
-        return [record for record in found if record.samples] or found[:1]
+        return found, order.argsort()
+
+    def _parts(
+        self, operators: Mapping[str, Operator], places: list[Tensor] | None, without: Container[str] = ()
+    ) -> Iterator[tuple[list[Record], Operator]]:
+        """Yield the records of each parameter, piece by piece, and its operator; the small ones bundled."""
+        names = [name for name in self._used() if name not in without]
+        small = [name for name in names if all(fits(piece.get(name), operators[name]) for piece in self.pieces)]
+        if len(small) > 1:
+            bundled: list[Record] = [side_by_side([piece[name] for name in small]) for piece in self.pieces]
+            shapes = [self.parameters[name] for name in small]
+            yield _picked(bundled, places), joined([operators[name] for name in small], shapes)
+            names = [name for name in names if name not in set(small)]
+        for name in names:
+            yield self._some(name, places), operators[name]
+
+    def _some(self, name: str, places: list[Tensor] | None) -> list[Record]:
+        """Return the records of a parameter, piece by piece."""
+        found = [
+            empty(self.parameters[name], size) if name not in piece else piece[name]
+            for piece, size in zip(self.pieces, self.sizes, strict=True)
+        ]
+        return _picked(found, places)
+
+
+def _picked(records: list[Record], places: list[Tensor] | None) -> list[Record]:
+    """Return the records of some samples, without those pieces that have none."""
+    if places is not None:
+        records = [some(record, here) for record, here in zip(records, places, strict=True)]
+    return [record for record in records if record.samples] or records[:1]
 
 
 def inner(g: Tensor, operator: Operator, h: Tensor) -> Tensor:
@@ -140,37 +159,3 @@ def inner(g: Tensor, operator: Operator, h: Tensor) -> Tensor:
         return out
     found: Tensor = operator.inner(g, h)
     return found
-
-
-def _add(total: Tensor | None, record: Record, chosen: list[tuple[int, float]]) -> Tensor:
-    """Add ``sum_i w_i G_i`` of a record to a total."""
-    if isinstance(record, Sum):
-        for part in record.parts:
-            total = _add(total, part, chosen)
-        assert total is not None
-        return total
-    b: Any = record.grads if isinstance(record, Dense) else record.output_grads
-    wide = torch.promote_types(b.dtype, torch.float32)
-    total = torch.zeros(record.shape, dtype=wide, device=b.device) if total is None else total
-    if isinstance(record, Dense):
-        for i, w in chosen:
-            total.add_(b[i], alpha=w)
-        return total
-    if isinstance(record, OuterProduct) and record.inputs.shape[1] < 16:  # few tokens: all samples in one product
-        a: Any = record.inputs
-        which = torch.tensor([i for i, _ in chosen], device=b.device)
-        weights = torch.tensor([w for _, w in chosen], dtype=wide, device=b.device)
-        scaled = b.index_select(0, which).to(wide) * weights[:, None, None]  # (k, t, d_out)
-        picked = a.index_select(0, which).to(wide)  # (k, t, d_in)
-        return total.addmm_(scaled.flatten(0, 1).T, picked.flatten(0, 1))
-    for i, w in chosen:
-        if isinstance(record, Rows):
-            indices: Any = record.indices
-            total.index_add_(0, indices[i], b[i].to(wide), alpha=w)
-        else:
-            a = record.inputs
-            if a.dtype == b.dtype == wide:
-                total.addmm_(b[i].T, a[i], alpha=w)
-            else:
-                total.add_(product(b[i : i + 1].mT, a[i : i + 1])[0], alpha=w)
-    return total

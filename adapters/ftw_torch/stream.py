@@ -20,6 +20,7 @@ from ftw.geometry import Diagonal, Operator, Scale
 from ftw.gradients import Record, matrix_shape
 
 from .blocks import add_gram, add_sketches, block_bytes, gram_of, product, root_of
+from .bundle import fits, joined, side_by_side
 from .records import bytes_of
 
 __all__ = ["Stream", "worth_writing", "written"]
@@ -70,7 +71,8 @@ class Stream:
         self.shortlist, self.whole, self.keep = shortlist, whole, keep
         self.several = set() if several is None else several
         self.rank, self.budget = rank, budget
-        self.scores: Tensor | None = None
+        self._scores: list[Tensor] = []  # (n,) of each record
+        self._small: list[tuple[str, Record]] = []  # to be scored together
         self.sketches: Tensor | None = None  # (n, m)
         self.grams: dict[str, Tensor] = {}  # (n, n) of parameters whose Gram matrix is there already
         self.kept = 0  # bytes
@@ -86,17 +88,20 @@ class Stream:
         alone = name not in self.several
         self._seen.add(name)
         operator = self.operators[name]
+        at_once = bool(self.shortlist) and self.whole and alone and not (self.keep or self.sketch)
+        if not (at_once or self.sketch) and fits(record, operator):
+            self._small.append((name, record))
+            return self._keep(name, record)
         direction = operator.apply(self.target[name])  # M = P g_T
         plain = isinstance(operator, (Diagonal, Scale))
-        at_once = bool(self.shortlist) and self.whole and alone and not (self.keep or self.sketch)
         if isinstance(record, OuterProduct) and self.rank is None:
             if self.keep and worth_writing(record):
                 record = written(record)
             elif at_once and plain:
                 score, self.grams[name] = _both(record, direction, operator)
-                self._add(score)
+                self._scores.append(score)
                 return self._keep(name, record)
-        self._add(score_by(record, direction, self.rank))
+        self._scores.append(score_by(record, direction, self.rank))
         if at_once:
             self.grams[name] = add_gram([record], operator)
         if self.sketch:
@@ -104,8 +109,17 @@ class Stream:
             self.sketches = more if self.sketches is None else self.sketches + more
         return self._keep(name, record)
 
-    def _add(self, score: Tensor) -> None:
-        self.scores = score if self.scores is None else self.scores + score
+    @property
+    def scores(self) -> Tensor | None:
+        """The scores (n,) of all records so far, None if there was none."""
+        if self._small:
+            names, records = zip(*self._small, strict=True)
+            goal = [self.target[name] for name in names]
+            operator = joined([self.operators[name] for name in names], goal)
+            direction = operator.apply(torch.cat([g.reshape(-1) for g in goal]))  # (p,)
+            self._scores.append(score_by(side_by_side(records), direction, None))
+            self._small.clear()
+        return torch.stack(self._scores).sum(0) if self._scores else None
 
     def _keep(self, name: str, record: Record) -> Record | None:
         size = bytes_of(record)
@@ -164,7 +178,9 @@ def _by_factors(a: Any, b: Any, m: Any) -> Tensor:
         a, b, m = b, a, m.mT
     n, t, width = a.shape
     if a.is_cuda:
-        if b.dtype.itemsize < 4:  # as fast as the model itself; M is scaled so as to fit float16
+        if b.dtype == torch.bfloat16:  # as fast as the model itself
+            z = product(b.flatten(0, 1), m.to(b.dtype))
+        elif b.dtype.itemsize < 4:  # M is scaled so as to fit float16
             size = m.abs().amax().clamp_min(torch.finfo(m.dtype).tiny)
             z = product(b.flatten(0, 1), (m / size).to(b.dtype)) * size
         else:
