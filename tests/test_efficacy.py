@@ -236,6 +236,12 @@ def test_wrong_options_stop_at_once(given, capsys):
         command.main(given)
 
 
+def test_what_the_statistics_need_is_asked_for_before_any_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command.importlib.util, "find_spec", lambda name: None)
+    assert command.main(["--quick", "--runs", str(tmp_path / "runs.jsonl")]) == 1
+    assert "need scipy: pip install" in capsys.readouterr().err
+
+
 def test_missing_files_are_named(tmp_path, capsys):
     given = ["--pool", str(tmp_path / "none"), "--target", str(tmp_path / "none"), "--jobs", "1", "--quick"]
     assert command.main([*given, "--runs", str(tmp_path / "runs")]) == 1

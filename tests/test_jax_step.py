@@ -13,6 +13,7 @@ import numpy as np
 import optax
 import pytest
 from ftw_jax import _capture, step
+from jax.sharding import Mesh, PartitionSpec
 from numpy.testing import assert_allclose
 
 import ftw
@@ -316,6 +317,37 @@ def test_a_pool_spread_over_devices():
     environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run([sys.executable, "-c", SHARDED], env=environment, capture_output=True, text=True, check=False)
     assert done.stdout == "the same on 4 devices\n", done.stderr
+
+
+def test_under_shard_map_the_remedy_is_named():
+    loss, params, pool, target = jax_models.mlp()
+    tx = optax.sgd(0.1)
+    select = ftw_jax.filter_then_weight(loss, tx, keep=3, **CHEAP)
+    each = PartitionSpec("data")
+
+    def shapes(**options):
+        mesh = Mesh(np.array(jax.devices()[:1]), ("data",))
+        specs = {"in_specs": (PartitionSpec(), PartitionSpec(), each, PartitionSpec()), "out_specs": PartitionSpec()}
+        step = jax.shard_map(select, mesh=mesh, **specs, **options)
+        return jax.eval_shape(step, params, tx.init(params), pool, target)
+
+    named = r"pool\['x'\] \(12, 3, 5\) varies over \['data'\] of a shard_map: .*check_vma=False"
+    with pytest.raises(ValueError, match=named):
+        shapes()
+    assert shapes(check_vma=False)[1].indices.shape == (3,)
+
+
+def test_a_loss_without_a_batched_form_is_walked_one_by_one():
+    def loss(params, x):  # (5, 4)
+        return jnp.sum(jax.lax.ragged_dot(x, params["experts"], jnp.array([2, 3])) ** 2)
+
+    params, pool = {"experts": jnp.ones((2, 4, 3))}, jnp.ones((6, 5, 4))
+    with pytest.raises(NotImplementedError):
+        jax.eval_shape(jax.vmap(jax.grad(loss), in_axes=(None, 0)), params, pool)
+    tx = optax.sgd(0.1)
+    select = ftw_jax.filter_then_weight(loss, tx, keep=3, micro_batch=1, **CHEAP)
+    grads, _ = jax.eval_shape(select, params, tx.init(params), pool)
+    assert grads["experts"].shape == (2, 4, 3)
 
 
 def test_the_same_selection_in_torch():

@@ -169,7 +169,8 @@ def per_sample(traced: Traced, params: Any, batch: Any, micro_batch: int | None 
 
 
 def _in_pieces(one: Any, size: int) -> Any:
-    return lambda batch: jax.lax.map(one, batch, batch_size=size)
+    """Return a walk over the samples so many at a time; one at a time, nothing is vmapped."""
+    return lambda batch: jax.lax.map(one, batch, batch_size=None if size == 1 else size)
 
 
 def _run(

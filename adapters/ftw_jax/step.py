@@ -69,7 +69,8 @@ def filter_then_weight(
         it).
     micro_batch : int, optional
         Walk the samples so many at a time: the same gradients, less memory, and faster on a CPU, whose cache a few
-        samples fill. None takes them all at once, as a pool that several devices share needs it.
+        samples fill. None takes them all at once, as a pool that several devices share needs it. With 1 nothing is
+        vmapped, for a loss that has no batched form (`jax.lax.ragged_dot`).
     geometry : callable, optional
         ``(params, opt_state, gradient) -> {keystr path: operator}`` in place of the optimizer's own response, for
         optimizers that cannot be read; ``gradient`` is the target's, a tree like params.
@@ -99,6 +100,7 @@ def filter_then_weight(
     def select(params: Any, opt_state: Any, pool: Any, target: Any = None, **extra_args: Any) -> tuple[Any, Selection]:
         names, treedef = _names.flatten(params, what="params")
         n = _samples(pool, what="pool")
+        _check_axes(params=params, opt_state=opt_state, pool=pool, target=target)
         if keep > n:
             raise ValueError(f"{_WHAT}: keep={keep} must lie in 1 .. {n}, the number of samples in the pool")
         _check_loss(loss, params, pool, what="pool")
@@ -221,6 +223,22 @@ def _samples(batch: Any, *, what: str) -> int:
     if n == 0:
         raise ValueError(f"{_WHAT}: {what} holds no samples")
     return int(n)
+
+
+def _check_axes(**trees: Any) -> None:
+    """Raise for arrays that `jax.shard_map` checks for what varies over its axes: a traced program does not say it."""
+    for what, tree in trees.items():
+        for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+            aval = getattr(leaf, "aval", None)
+            axes = getattr(
+                getattr(aval, "manual_axis_type", None), "varying", getattr(aval, "vma", ())
+            )  # JAX 0.10 or older
+            if axes:
+                raise ValueError(
+                    f"{_WHAT}: {what}{jax.tree_util.keystr(path)} {jnp.shape(leaf)} varies over {sorted(axes)} of a "
+                    "shard_map: pass it check_vma=False, and each device selects from its own samples; for one choice "
+                    "of all, shard the pool and call under jax.jit without shard_map"
+                )
 
 
 def _check_alike(pool: Any, target: Any) -> None:

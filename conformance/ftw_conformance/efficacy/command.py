@@ -115,6 +115,9 @@ def lacking(task: str) -> str:
 def main(argv: list[str] | None = None) -> int:
     """Run what is missing, print the tables, write the files."""
     options = arguments(argv)
+    if importlib.util.find_spec("scipy") is None:
+        print('error: the statistics need scipy: pip install -e ".[torch,reference]"', file=sys.stderr)
+        return 1
     began = time.perf_counter()
     try:
         side_by_side, exchanged, scenarios = plan(options)
