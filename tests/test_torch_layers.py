@@ -115,6 +115,16 @@ def masked_expert(self, x):
     return out.view_as(x)
 
 
+def sorted_experts(self, x):
+    h = x.reshape(-1, x.shape[-1])
+    choice = h.detach().argmax(1) % 2
+    order = choice.argsort(stable=True)
+    parts = h[order].split(torch.bincount(choice, minlength=2).tolist())
+    y = torch.cat([torch.tanh(layer(part)) for layer, part in zip((self.up, self.down), parts, strict=True)])
+    y = torch.cat([self.own(y[:2]), self.own(y.narrow(0, 2, len(y) - 2))])
+    return torch.zeros_like(y).index_copy(0, order, y).view(*x.shape[:-1], -1)
+
+
 def split_qkv(self, x):
     q, k, v = (F.linear(x, w, b) for w, b in zip(self.w.chunk(3), self.b.split(6), strict=True))
     return F.scaled_dot_product_attention(q, k, v)
@@ -333,15 +343,25 @@ FLOATS = {
     "einsum, turned": lambda: Model(
         lambda m, x: torch.einsum("hio,tni->nhto", (m.w, x.transpose(0, 1))), {"w": (2, 6, 3)}
     ),
+    "einsum, a batch of products": lambda: Model(
+        lambda m, x: torch.einsum("nthi,hio->ntho", x.unflatten(-1, (2, 3)), m.w), {"w": (2, 3, 4)}
+    ),
+    "einsum, a batch of products, in another order": lambda: Model(
+        lambda m, x: torch.einsum("hgoi,itngh->notgh", m.w, x.transpose(0, 1).unflatten(-1, (3, 2, 1)).movedim(2, 0)),
+        {"w": (1, 2, 5, 3)},
+    ),
+    "einsum, a product for each token": lambda: Model(
+        lambda m, x: torch.einsum("nti,tio->nto", x[:, :3], m.w), {"w": (3, 6, 2)}
+    ),
+    "experts, sorted tokens": lambda: Model(
+        sorted_experts, up=nn.Linear(6, 3), down=nn.Linear(6, 3), own=nn.Linear(3, 3)
+    ),
     "a product for each sample": lambda: Model(lambda m, x: torch.bmm(x, m.w.expand(len(x), -1, -1)), {"w": (6, 3)}),
 }
 
 AUTOGRAD = {
     "lstm": lambda: Model(lambda m, x: m.r(x)[0], r=nn.LSTM(6, 3, batch_first=True)),
     "tensordot": lambda: Model(lambda m, x: torch.tensordot(x, m.w, ([2], [1])), {"w": (3, 6)}),
-    "einsum, a batch of products": lambda: Model(
-        lambda m, x: torch.einsum("nthi,hio->ntho", x.unflatten(-1, (2, 3)), m.w), {"w": (2, 3, 4)}
-    ),
     "einsum that repeats": lambda: Model(lambda m, x: torch.einsum("nti,oi->nto", x[..., :1], m.w), {"w": (3, 6)}),
     "made of parameters": lambda: Model(
         lambda m, x: (lambda w: F.linear(x, w) + torch.tensordot(x, m.v + w, ([2], [1])))(m.w * 2),

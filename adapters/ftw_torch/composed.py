@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .coupled import refuse_batch_statistics
+from .layout import Layout, axis
 
 if TYPE_CHECKING:
     from .capture import Capture
@@ -120,7 +121,7 @@ def bilinear(capture: Capture, input1: Tensor, input2: Tensor, weight: Tensor, b
 
 
 def einsum(capture: Capture, equation: Any, *operands: Any) -> Any:
-    """Rule of ``einsum("...,...->...", x, W)`` where it is a matrix product: what both have is summed over."""
+    """Rule of ``einsum("...,...->...", x, W)`` where it is a matrix product, or one for each entry of common axes."""
     if len(operands) == 1 and isinstance(operands[0], (tuple, list)):
         operands = tuple(operands[0])
     if not isinstance(equation, str) or "->" not in equation or "." in equation or len(operands) != 2:
@@ -131,15 +132,32 @@ def einsum(capture: Capture, equation: Any, *operands: Any) -> Any:
     if k is None or len(letters) != 2 or any(len(set(term)) < len(term) for term in (*letters, out)):
         return NotImplemented
     own, other = letters[k], letters[1 - k]
-    summed = [c for c in own if c in other]
+    both = [c for c in own if c in other]
+    each, summed = [c for c in both if c in out], [c for c in both if c not in out]
     new, rest = [c for c in own if c not in other], [c for c in other if c not in own]
     weight, x = operands[k], operands[1 - k]
-    alike = all(weight.shape[own.index(c)] == x.shape[other.index(c)] for c in summed)  # einsum repeats what is 1 long
-    if not summed or not alike or set(out) != {*new, *rest}:
-        return NotImplemented  # a batch of products, or sums over what one of them has alone
+    alike = all(weight.shape[own.index(c)] == x.shape[other.index(c)] for c in both)  # einsum repeats what is 1 long
+    if not summed or not alike or set(out) != {*new, *rest, *each}:
+        return NotImplemented  # sums over what one of them has alone
+    sizes = {**dict(zip(own, weight.shape, strict=True)), **dict(zip(other, x.shape, strict=True))}
+    columns = math.prod(sizes[c] for c in summed)
+    if each:
+        rest = _samples_first(capture, x, other, rest)
+        if not rest:
+            return NotImplemented
     with capture:
-        sizes = {**dict(zip(own, weight.shape, strict=True)), **dict(zip(other, x.shape, strict=True))}
-        columns = math.prod(sizes[c] for c in summed)
+        if each:  # a product for each of these
+            order = [*rest[:1], *each, *rest[1:]]
+            X = x.permute([other.index(c) for c in order + summed])
+            X = X.reshape(*(sizes[c] for c in [*rest[:1], *each]), -1, columns)  # (n, *each, t, columns)
+            W = (
+                weight
+                if own == "".join(each + summed + new)
+                else weight.permute([own.index(c) for c in each + summed + new])
+            )
+            y = X @ W.reshape(*(sizes[c] for c in each), columns, -1)
+            y = y.reshape([sizes[c] for c in order + new])
+            return y.permute([(order + new).index(c) for c in out])
         rows = x.permute([other.index(c) for c in rest + summed]).reshape(*(sizes[c] for c in rest), columns)
         if own == "".join(summed + new):
             y = rows @ weight.reshape(columns, -1)
@@ -148,6 +166,16 @@ def einsum(capture: Capture, equation: Any, *operands: Any) -> Any:
             y = F.linear(rows, weight.reshape(-1, columns))
         y = y.reshape([sizes[c] for c in rest + new])
         return y.permute([(rest + new).index(c) for c in out])
+
+
+def _samples_first(capture: Capture, x: Tensor, letters: str, rest: list[str]) -> list[str]:
+    """Return the letters with that of the samples' axis first; nothing if it is not among them."""
+    if capture.samples == 1:
+        return rest
+    place = capture.where(x)
+    where = axis(x.shape, place, capture.samples) if isinstance(place, Layout) else None
+    letter = "" if where is None else letters[where.number]
+    return [letter, *(c for c in rest if c != letter)] if letter in rest else []
 
 
 def _projected(x: Tensor, h: Tensor, weights: Any) -> tuple[Tensor, Tensor]:

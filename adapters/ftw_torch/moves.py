@@ -136,11 +136,22 @@ def _select(x: Tensor, layout: Any, n: int, args: Any, kwargs: Any, out: Tensor)
 def _parts(x: Tensor, layout: Any, n: int, args: Any, kwargs: Any, out: Tensor) -> Any:
     dim = _argument(args, kwargs, 2, ("dim",), 0) % x.ndim
     if isinstance(layout, Scattered):
-        return layout if dim >= layout.rows.ndim else None
+        return _run(x, layout, out, dim)
     where = axis(x.shape, layout, n)
     if where is None:
         return None
     return at(out.shape, where, where.number) if where.number != dim else _rounds(where, x, out, 0, dim)
+
+
+def _run(x: Tensor, layout: Scattered, out: Tensor, dim: int) -> Scattered | None:
+    """Place a piece of an axis of scattered rows, a view: where it starts is read off the memory."""
+    if dim >= layout.rows.ndim or out.numel() == x.numel():
+        return layout
+    shared = out.numel() == 0 or out.untyped_storage().data_ptr() == x.untyped_storage().data_ptr()
+    if not shared or out.stride() != x.stride() or not x.stride(dim):
+        return None
+    start = (out.storage_offset() - x.storage_offset()) // x.stride(dim) if out.numel() else 0
+    return Scattered(layout.rows.narrow(dim, start, out.shape[dim]), layout.samples)
 
 
 def _rounds(where: Axis, x: Tensor, out: Tensor, start: int, dim: int) -> Layout | None:
@@ -157,13 +168,18 @@ def _narrow(x: Tensor, layout: Any, n: int, args: Any, kwargs: Any, out: Tensor)
 
 def _joined(x: Tensor, layout: Any, n: int, args: Any, kwargs: Any, out: Tensor) -> Any:
     dim = _argument(args, kwargs, 1, ("dim", "axis"), 0) % x.ndim
+    parts = args[0] if args else kwargs["tensors"]
     if isinstance(layout, Scattered):
-        return layout if dim >= layout.rows.ndim else None
+        if dim >= layout.rows.ndim:
+            return layout
+        marks = [getattr(y, "_ftw_samples", (None, None)) for y in parts]  # of this capture, see `Capture.where`
+        alike = {(serial, place.rows.ndim if isinstance(place, Scattered) else 0) for serial, place in marks}
+        rows = [place.rows for _, place in marks if isinstance(place, Scattered)]
+        return Scattered(torch.cat(rows, dim), n) if len(alike) == 1 else None
     where = axis(x.shape, layout, n)
     if where is None:
         return None
     if where.number == dim:  # several rounds through the samples, if all parts are alike
-        parts = args[0] if args else kwargs["tensors"]
         return _rounds(where, x, out, 0, dim) if all(y.shape == x.shape for y in parts) else None
     return at(out.shape, where, where.number)
 
@@ -204,6 +220,8 @@ def _indexed(x: Tensor, layout: Any, n: int, args: Any, kwargs: Any, out: Tensor
         return _gathered(x, layout, n, index, gathers, out)
     if isinstance(layout, Scattered):
         lead = layout.rows.ndim
+        if len(index) == 1 and isinstance(index[0], slice) and (index[0].step or 1) == 1:
+            return _run(x, layout, out, 0)
         plain = index[:lead] == (slice(None),) * min(lead, len(index)) or index[:1] == (Ellipsis,)
         return kept(tuple(x.shape), layout, tuple(out.shape), n) if plain else None
     where = axis(x.shape, layout, n)
@@ -282,6 +300,10 @@ def _same(x: Tensor, layout: Any, n: int, args: Any, kwargs: Any, out: Tensor) -
     return layout
 
 
+def _blank(x: Tensor, layout: Any, n: int, args: Any, kwargs: Any, out: Tensor) -> Any:
+    return layout if isinstance(layout, Layout) else None  # nothing says that rows to be written will lie alike
+
+
 def _einsum(x: Tensor, layout: Any, n: int, args: Any, kwargs: Any, out: Tensor) -> Any:
     operands = args[1] if len(args) == 2 and isinstance(args[1], (tuple, list)) else args[1:]
     if not isinstance(args[0], str) or "->" not in args[0] or "." in args[0] or not isinstance(layout, Layout):
@@ -327,6 +349,7 @@ moved: dict[Any, Callable[..., Any]] = {
         forms("index_add_", "index_copy_", "index_put_", "scatter_", "scatter_add_", "masked_fill_"), _same
     ),
     **dict.fromkeys(forms("einsum"), _einsum),
+    **dict.fromkeys(forms("zeros_like ones_like empty_like full_like new_zeros new_empty"), _blank),
 }
 
 _OF_MANY = frozenset(forms("cat", "concat", "concatenate", "stack", "einsum"))
