@@ -435,3 +435,11 @@ def test_what_is_no_model_no_loss_no_scaler(given, match):
     }
     with pytest.raises(TypeError, match=match):
         FilterThenWeight(**{**right, **given}, keep=2)
+
+
+def test_complex_parameters_are_refused_with_the_way():
+    model = models.mlp()
+    model.spectrum = nn.Parameter(torch.ones(3, 4, dtype=torch.complex64))
+    selector = FilterThenWeight(model, torch.optim.SGD(model.parameters()), models.classifier_loss, keep=2)
+    with pytest.raises(TypeError, match=r"'spectrum' \(3, 4\) is complex: .*\(3, 4, 2\) .*view_as_complex"):
+        selector.backward(batch(8), batch(3))

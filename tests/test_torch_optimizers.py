@@ -454,3 +454,15 @@ def test_several_optimizers_share_the_parameters():
         geometry((muon, two[1], two[0]), parameters, goal)
     with pytest.raises(ValueError, match=r"none of the optimizer's groups: b; .*all optimizers as a tuple"):
         geometry(muon, parameters, goal)
+
+
+def test_wrappers_are_looked_through():
+    lightning = pytest.importorskip("lightning")
+    from ftw_torch.optimizers import unwrap
+    from lightning.pytorch.core.optimizer import LightningOptimizer
+
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(model.parameters())
+    assert unwrap(LightningOptimizer(optimizer)) is optimizer
+    _, wrapped = lightning.Fabric(accelerator="cpu").setup(model, optimizer)
+    assert unwrap(wrapped) is optimizer

@@ -45,8 +45,15 @@ _NOWHERE = (None, None)  # of a tensor that was not computed from a batch
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the parameters that require a gradient, under their first names."""
-    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+    """Return the parameters that require a gradient, under their first names; raise if one is complex."""
+    found = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    for name, p in found.items():
+        if p.is_complex():
+            raise TypeError(
+                f"{name!r} {tuple(p.shape)} is complex: hold it as a real parameter {(*p.shape, 2)} and take "
+                "torch.view_as_complex of it in the forward"
+            )
+    return found
 
 
 class Capture(TorchFunctionMode):

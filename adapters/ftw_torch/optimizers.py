@@ -144,8 +144,8 @@ def linear_update(
 
 
 def unwrap(optimizer: Any) -> torch.optim.Optimizer:
-    """Return the optimizer inside wrappers that only forward to it (Accelerate's)."""
-    while type(optimizer).__name__ == "AcceleratedOptimizer":
+    """Return the optimizer inside wrappers that only forward to it (Accelerate's, Lightning's, Fabric's)."""
+    while type(optimizer).__module__.split(".")[0] in ("accelerate", "lightning", "pytorch_lightning"):
         optimizer = optimizer.optimizer
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(f"expected a torch.optim.Optimizer, got {type(optimizer).__name__}")
