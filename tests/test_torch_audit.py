@@ -1,6 +1,7 @@
 """The audit of a selector's first use: what passes, what is left to autograd, what is refused; and no trace of it."""
 
 import contextlib
+import copy
 import warnings
 
 import pytest
@@ -236,6 +237,38 @@ def test_a_hook_that_changes_a_gradient():
         warnings.filterwarnings("ignore", "captured gradients")
         with pytest.raises(RuntimeError, match=r"'w'.*does a hook change a gradient"):
             selector.select(batch(6), batch(4))
+
+
+def test_a_hook_that_comes_later():
+    model = Model(lambda m, h: h @ m.w).double()
+    selector = FilterThenWeight(model, torch.optim.SGD(model.parameters(), lr=1.0), models.classifier_loss, keep=3)
+    selector.select(batch(6), batch(4))
+    handle = model.w.register_hook(lambda g: 0 * g)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "captured gradients")
+        with pytest.raises(RuntimeError, match=r"'w'.*does a hook change a gradient"):
+            selector.select(batch(6), batch(4))
+    handle.remove()
+    selector.select(batch(6), batch(4))
+
+
+def test_hooks_that_wait_for_the_gradient_are_run():
+    """As by ``loss.backward()``: an optimizer that steps as soon as a gradient is there."""
+    torch.manual_seed(0)
+    one = Model(lambda m, h: h @ m.w).double()
+    two = copy.deepcopy(one)
+    pool, target = batch(6), batch(4)
+    for model in (one, two):
+        optimizers = {p: torch.optim.SGD([p], lr=0.1) for p in model.parameters()}
+        if model is two:
+            for p in model.parameters():
+                p.register_post_accumulate_grad_hook(lambda p, optimizers=optimizers: optimizers[p].step())
+        FilterThenWeight(model, tuple(optimizers.values()), models.classifier_loss, keep=3).backward(pool, target)
+        if model is one:
+            for optimizer in optimizers.values():
+                optimizer.step()
+    for p, q in zip(one.parameters(), two.parameters(), strict=True):
+        torch.testing.assert_close(p, q)
 
 
 def test_a_pool_of_bad_samples():

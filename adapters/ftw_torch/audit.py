@@ -39,12 +39,16 @@ class Audits:
     def __init__(self) -> None:
         self.compared: dict[str, bool] = {}
         self.uses = 0
+        self.hooked: set[str] = set()  # have hooks, which may change gradients
 
-    def due(self, names: Iterable[str]) -> bool:
+    def due(self, parameters: Mapping[str, Tensor]) -> bool:
         """Count a use; tell whether to compare."""
         self.uses += 1
         again = self.uses & (self.uses - 1) == 0  # a power of two
-        return any(not self.compared.get(name, False) and (again or name not in self.compared) for name in names)
+        hooked = {name for name, p in parameters.items() if p._backward_hooks}
+        new, self.hooked = hooked - self.hooked, hooked
+        told = self.compared.get
+        return bool(new) or any(not told(name, False) and (again or name not in self.compared) for name in parameters)
 
     def note(self, found: Mapping[str, bool]) -> None:
         """Write down what `audit` returned."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
-__all__ = ["gradients", "has_reentrant"]
+__all__ = ["accumulate", "gradients", "has_reentrant"]
 
 
 def gradients(
@@ -63,3 +63,10 @@ def has_reentrant(outputs: Iterable[Tensor]) -> bool:
             return True
         stack.extend(parent for parent, _ in node.next_functions)
     return False
+
+
+def accumulate(p: Tensor, g: Tensor) -> None:
+    """Add a gradient to ``.grad`` and run the hooks that wait for that, as a backward would."""
+    p.grad = g if p.grad is None else p.grad.add_(g)
+    for hook in list((p._post_accumulate_grad_hooks or {}).values()):
+        hook(p)

@@ -32,6 +32,7 @@ from ftw.gram import cross_gram, squared_norms
 
 from . import batches
 from .audit import audit
+from .backprop import accumulate
 from .blocks import add_sketches
 from .capture import refuse_coupled_layers, trainable
 from .exchange import Exchange, Layouts
@@ -123,8 +124,7 @@ class DistributedFilterThenWeight(FilterThenWeight):
             update = step.reduced(selection.indices, selection.weights, "update")
             for name, p in step.parameters.items():
                 if step.layouts.used(name):
-                    g = cut_as(update[name].reshape(p.shape).to(p.dtype), p)
-                    p.grad = g if p.grad is None else p.grad.add_(g)
+                    accumulate(p, cut_as(update[name].reshape(p.shape).to(p.dtype), p))
         return selection
 
     def select(self, pool: Any, target: Any) -> Selection:

@@ -30,6 +30,7 @@ from ftw.sketch import LARGEST
 
 from . import batches
 from .audit import Audits, audit
+from .backprop import accumulate
 from .capture import refuse_coupled_layers, trainable
 from .optimizers import geometry
 from .passes import Passes, uncompiled
@@ -201,8 +202,9 @@ class FilterThenWeight:
 
         Notes
         -----
-        After an error ``.grad`` is as it was. Hooks of parameters (`torch.Tensor.register_hook` and the like) are not
-        run; one that changes gradients is refused at the first use.
+        After an error ``.grad`` is as it was. Hooks that wait for ``.grad`` are run
+        (`torch.Tensor.register_post_accumulate_grad_hook`); hooks of gradients (`torch.Tensor.register_hook`) are not,
+        and one that changes a gradient is refused at the first use after it is registered.
         """
         try:
             selection, update, parameters = self._choose(pool, target, compose=True)
@@ -212,8 +214,7 @@ class FilterThenWeight:
             return overflow.selection
         for name, g in update.items():  # as in a plain backward, what was not used gets no gradient
             p = parameters[name]
-            g = g.reshape(p.shape).to(p.dtype)
-            p.grad = g if p.grad is None else p.grad.add_(g)
+            accumulate(p, g.reshape(p.shape).to(p.dtype))
         return selection
 
     def select(self, pool: Any, target: Any) -> Selection:
