@@ -356,6 +356,9 @@ FLOATS = {
     "experts, sorted tokens": lambda: Model(
         sorted_experts, up=nn.Linear(6, 3), down=nn.Linear(6, 3), own=nn.Linear(3, 3)
     ),
+    "a state of zeros": lambda: Model(
+        lambda m, x: m.b(m.a(x.new_zeros(len(x), 3)) + x[:, 0]), a=nn.Linear(3, 6), b=nn.Linear(6, 3)
+    ),
     "a product for each sample": lambda: Model(lambda m, x: torch.bmm(x, m.w.expand(len(x), -1, -1)), {"w": (6, 3)}),
 }
 

@@ -118,8 +118,9 @@ def _compare(
             theirs = gradients(total, list(parameters.values()), reentrant=has_reentrant([total]))
         wrong, told = _disagreements(parameters, ours, theirs, _coarsest(dtypes))
         if not wrong:
-            with _same_state(parameters, buffers):
-                _refuse_shares(losses, batch, what, Randomness(parameters))
+            if n > 1:  # else the model may take no more
+                with _same_state(parameters, buffers):
+                    _refuse_shares(losses, batch, what, Randomness(parameters))
             return told
         if attempt == 0 and not _independent(losses, batch, n, what, found, lambda: _same_state(parameters, buffers)):
             break

@@ -301,7 +301,9 @@ def _same(x: Tensor, layout: Any, n: int, args: Any, kwargs: Any, out: Tensor) -
 
 
 def _blank(x: Tensor, layout: Any, n: int, args: Any, kwargs: Any, out: Tensor) -> Any:
-    return layout if isinstance(layout, Layout) else None  # nothing says that rows to be written will lie alike
+    if isinstance(layout, Scattered):  # nothing says that rows to be written will lie alike
+        return None
+    return kept(tuple(x.shape), layout, tuple(out.shape), n)
 
 
 def _einsum(x: Tensor, layout: Any, n: int, args: Any, kwargs: Any, out: Tensor) -> Any:
