@@ -153,7 +153,7 @@ def choose(
     linear = _guarded(xp, b, order, asked, every, products, targets, guard)
 
     safe = _finite(xp, linear.values)
-    K = refit = None
+    K = refit = sound = None
     intact = xp.all(xp.isfinite(scores)) & xp.all(xp.isfinite(linear.values)) & ~xp.isnan(linear.signal)
     intact = intact & xp.isfinite(products.target)  # a NaN where no candidate looks
     if every is None:
@@ -166,6 +166,10 @@ def choose(
         intact = intact & xp.all(xp.isfinite(every))
         every = _finite(xp, every)
         filtered, refit = _run_filter(xp, filter, safe, every, keep, ridge, solver)
+        if callable(filter):
+            sound = _are_picks(xp, filtered.indices, short.shape[0])
+            first = xp.arange(keep, dtype=filtered.indices.dtype, device=_array.device(b))
+            filtered = filtered._replace(indices=xp.where(sound, filtered.indices, first))
         K = xp.take(xp.take(every, filtered.indices, axis=0), filtered.indices, axis=1)  # (k, k)
     indices = xp.take(short, filtered.indices)  # (k,)
 
@@ -173,6 +177,8 @@ def choose(
     c = xp.take(safe, filtered.indices)  # (k,)
     constraint = _at(xp, constraint, indices)
     weights, status = _weigh(xp, K, c, passed, weight, constraint, ridge, solver, refit)
+    if sound is not None:
+        status = xp.where(sound, status, xp.full_like(status, int(Status.INFEASIBLE)))
     status = xp.where(intact, status, xp.full_like(status, int(Status.NOT_FINITE)))
     unusable = (status == int(Status.NOT_FINITE)) | (status == int(Status.INFEASIBLE)) | (status == int(Status.NOT_PSD))
     weights = xp.where(unusable, xp.full_like(weights, xp.nan), weights)
@@ -221,12 +227,20 @@ def _run_filter(
         return filters.greedy_utility(b, K, keep), None
     assert callable(filter)
     filtered = filter(b, K, keep)
-    if not isinstance(filtered, filters.Filtered) or tuple(filtered.indices.shape) != (keep,):
-        raise ValueError(
-            f"filter_then_weight: the filter must return Filtered(indices ({keep},), count); got "
-            f"{type(filtered).__name__}"
-        )
-    return filtered, None
+    got = type(filtered).__name__
+    if isinstance(filtered, filters.Filtered):
+        got += f"(indices {tuple(filtered.indices.shape)} {filtered.indices.dtype})"
+        if tuple(filtered.indices.shape) == (keep,) and "int" in str(filtered.indices.dtype):
+            return filtered, None
+    raise ValueError(
+        f"filter_then_weight: the filter must return Filtered(indices ({keep},) of integers, count); got {got}"
+    )
+
+
+def _are_picks(xp: Any, indices: Any, s: int) -> Any:
+    """Tell whether a filter's indices (k,) are distinct places in the shortlist of s."""
+    x = xp.sort(indices)
+    return xp.all(x[1:] > x[:-1]) & (x[0] >= 0) & (x[-1] < s)
 
 
 def _weigh(

@@ -60,7 +60,7 @@ def filter_then_weight(
     keep : int
         How many to choose, 1 <= keep <= n.
     filter : {"matching", "top_k", "greedy_utility"} or callable
-        Who goes on: a name, or ``(scores, gram, k) -> Filtered`` over the shortlist.
+        Who goes on: a name, or ``(scores, gram, k) -> Filtered`` over the shortlist, k distinct places in it.
     weight : {"qp", "uniform"}
         The QP, or equal weights; with "uniform" after "top_k" no Gram matrix is formed for the choice.
     constraint : NonNegative, Simplex, CappedSimplex or Box

@@ -14,8 +14,8 @@ class Status(IntEnum):
 
     Examples
     --------
-    >>> Status(3).message
-    'the constraint set is empty'
+    >>> Status(2).message
+    'the input holds a NaN or an infinity'
     """
 
     OK = 0
@@ -35,7 +35,7 @@ _MESSAGES = {
     Status.OK: "solved",
     Status.NOTHING_USEFUL: "no candidate has a positive score: the weights are uniform over the best scores",
     Status.NOT_FINITE: "the input holds a NaN or an infinity",
-    Status.INFEASIBLE: "the constraint set is empty",
+    Status.INFEASIBLE: "the constraint set is empty, or the filter's picks are not distinct candidates",
     Status.NOT_PSD: "the matrix is indefinite, beyond what rounding explains",
     Status.MAX_STEPS: "the steps ran out before the tolerance was met: the weights are the best found",
 }

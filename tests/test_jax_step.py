@@ -216,6 +216,9 @@ def test_a_response_stated_by_hand():
     select = ftw_jax.filter_then_weight(loss, tx, keep=3, geometry=plain, **CHEAP)
     _, selection = jax_models.jit(lambda pool: select(params, state, pool, target))(pool)
     assert_allclose(selection.scores, 2 * g @ g_T, rtol=1e-9)
+    more = lambda p, s, g: {**plain(p, state, g), "['on']": ftw.Scale(2.0)}  # noqa: E731
+    with pytest.raises(ValueError, match=r"geometry has an operator for \['on'\], which is no parameter"):
+        jax.eval_shape(ftw_jax.filter_then_weight(loss, tx, keep=3, geometry=more), params, state, pool, target)
     with pytest.raises(ValueError, match=r"geometry has no operator for \['in'\]\['bias'\]"):
         jax.eval_shape(
             ftw_jax.filter_then_weight(loss, tx, keep=3, geometry=lambda p, s, g: {}), params, state, pool, target

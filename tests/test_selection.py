@@ -271,6 +271,34 @@ def test_one_target_sample_leaves_the_guard_shut(rng):
 
 
 @pytest.mark.parametrize("name", ["numpy", "strict", "torch", "jit"])
+@pytest.mark.parametrize("picks", [(2, 5, 2), (1, N, 0), (-1, 3, 4)])
+def test_a_filter_whose_picks_are_not_distinct_candidates_is_noticed(name, picks, rng):
+    xp = BACKENDS[name]
+    x, g, p = problem(rng)
+
+    def wrong(b, K, k):
+        count = ftw.filters.top_k(b, k).count
+        return ftw.Filtered(xp.array(picks), count)
+
+    out = run(xp, x, g, p, keep=3, filter=wrong, weight="uniform")
+    assert int(out.status) == Status.INFEASIBLE
+    assert np.all(np.isnan(out.weights))
+    assert len(set(out.indices.tolist())) == 3
+
+
+def test_a_filter_must_return_its_picks_as_integers(rng):
+    x, g, p = problem(rng)
+
+    def wrong(b, K, k):
+        return ftw.Filtered(np.arange(k + 1.0), np.asarray(k))
+
+    with pytest.raises(
+        ValueError, match=r"indices \(3,\) of integers, count\); got Filtered\(indices \(4,\) float64\)"
+    ):
+        ftw.filter_then_weight(x, g, p, keep=3, filter=wrong)
+
+
+@pytest.mark.parametrize("name", ["numpy", "strict", "torch", "jit"])
 def test_a_filter_of_ones_own_that_lets_few_pass(name, rng):
     xp = BACKENDS[name]
     x, g, p = problem(rng)

@@ -81,6 +81,11 @@ def operators_of(views: list[View], given: Mapping[str, Operator]) -> dict[str, 
     """
     out: dict[str, Operator] = {}
     shared: dict[str, list[Any]] = {}
+    if unknown := sorted(set(given) - {view.name for view in views}):
+        raise ValueError(
+            f"filter_then_weight: geometry has an operator for {', '.join(unknown)}, which is no parameter; "
+            f"they are {', '.join(view.name for view in views)}"
+        )
     for view in views:
         if view.name not in given:
             raise ValueError(f"filter_then_weight: geometry has no operator for {view.name}; it has {sorted(given)}")
