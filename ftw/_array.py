@@ -29,6 +29,7 @@ __all__ = [
     "leaves",
     "namespace",
     "numpy_views",
+    "outside",
     "put",
     "pytree",
     "quiet",
@@ -39,6 +40,7 @@ __all__ = [
     "submatrix",
     "torch_views",
     "true_indices",
+    "untracked",
     "widen",
 ]
 
@@ -83,6 +85,20 @@ def quiet(function: Callable[_P, _T]) -> Callable[_P, _T]:
     return inner
 
 
+def untracked(function: Callable[_P, _T]) -> Callable[_P, _T]:
+    """Decorate: PyTorch records no history inside. What sorts and branches on values has no derivative to follow."""
+
+    @functools.wraps(function)
+    def inner(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        torch = sys.modules.get("torch")
+        if torch is None or not torch.is_grad_enabled():
+            return function(*args, **kwargs)
+        with torch.no_grad():
+            return function(*args, **kwargs)
+
+    return inner
+
+
 def namespace(*arrays: Any, what: str = "arguments") -> Any:
     """Return the one array namespace of ``arrays``; Python numbers and None are passed over.
 
@@ -94,6 +110,8 @@ def namespace(*arrays: Any, what: str = "arguments") -> Any:
         If they live on several devices.
     """
     found = [a for a in arrays if a is not None and not isinstance(a, (bool, int, float, complex))]
+    if not found:  # arithmetic turns NumPy's 0-d arrays into scalars, and its float64 is a float by inheritance
+        found = [sys.modules["numpy"].asarray(a) for a in arrays if hasattr(a, "dtype")]
     xp = _namespaces.get(type(found[0])) if found else None
     if xp is None or any(type(a) is not type(found[0]) for a in found):
         try:
@@ -187,6 +205,17 @@ def argsort_descending(xp: Any, x: Any) -> Any:
     return xp.argsort(-x, stable=True)  # ascending: descending=True would put NaN first
 
 
+def outside(indices: Any, size: int) -> bool:
+    """Tell whether an integer is outside [0, size); False where reading them would wait for a device, or a trace."""
+    if is_traced(indices) or (compat.is_torch_array(indices) and indices.device.type != "cpu"):
+        return False
+    xp = namespace(indices)
+    wrong = indices < 0
+    if size <= xp.iinfo(indices.dtype).max:
+        wrong = wrong | (indices >= size)
+    return bool(xp.any(wrong))
+
+
 def put(xp: Any, x: Any, index: Any, value: Any) -> Any:
     """Return a copy of ``x`` (n,) with ``value`` at position ``index``, a 0-d integer array or an int."""
     positions = xp.arange(x.shape[0], device=device(x))  # (n,)
@@ -271,7 +300,7 @@ def numpy_views(values: Sequence[Any]) -> tuple[Any, ...] | None:
     """Return values with PyTorch's CPU tensors as NumPy arrays over the same memory; None if that cannot be.
 
     Small problems take many small calls, and a call of PyTorch costs several times one of NumPy. It cannot be where
-    something is no CPU tensor, carries a gradient, or has a dtype that NumPy lacks.
+    something is no CPU tensor, or has a dtype that NumPy lacks.
     """
     tensors = [x for x in values if compat.is_torch_array(x)]
     if not tensors:
@@ -279,11 +308,11 @@ def numpy_views(values: Sequence[Any]) -> tuple[Any, ...] | None:
     torch = sys.modules["torch"]
     plain = (torch.float32, torch.float64)
     if any(
-        x.device.type != "cpu" or x.requires_grad or x.dtype not in plain or type(x) is not torch.Tensor
+        x.device.type != "cpu" or x.dtype not in plain or type(x) not in (torch.Tensor, torch.nn.Parameter)
         for x in tensors
     ):
         return None
-    return tuple(x.numpy() if compat.is_torch_array(x) else x for x in values)
+    return tuple(x.detach().numpy() if compat.is_torch_array(x) else x for x in values)
 
 
 def torch_views(values: Sequence[Any]) -> tuple[Any, ...]:
@@ -375,5 +404,7 @@ def scalar_like(value: Any, x: Any) -> Any:
         return value if type(value) in (bool, int, float) else float(value)  # NumPy's float64 is a float that widens
     if not hasattr(value, "dtype"):
         return value
-    xp = compat.array_namespace(x)
+    if compat.is_torch_array(value) and compat.is_torch_array(x):
+        return value.to(x)
+    xp = namespace(x)
     return xp.astype(xp.asarray(value, device=device(x)), x.dtype)

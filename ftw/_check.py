@@ -10,7 +10,7 @@ from ._array import Array
 from .geometry import Diagonal, Kronecker, Operator, Polar, Rotated, Scale
 from .gradients import Record
 
-__all__ = ["check_model"]
+__all__ = ["check_alike", "check_model"]
 
 
 def check_model(
@@ -61,3 +61,11 @@ def check_model(
                 f"{what}: {type(operator).__name__} of {name!r} is {operator.shape}, its gradients are {shape}"
             )
     return xp, n
+
+
+def check_alike(candidates: Mapping[str, Record], others: Mapping[str, Record], *, what: str) -> None:
+    """Raise where gradients of other samples are not of the same parameters as the candidates'."""
+    _array.namespace(*_array.leaves([candidates, others]), what=what)
+    for name, record in candidates.items():
+        if others[name].shape != record.shape:
+            raise ValueError(f"{what}: gradients of {name!r} are {others[name].shape}, the candidates' {record.shape}")

@@ -132,7 +132,8 @@ def certificate(xp: Any, p: Problem, z: Any, multiplier: Any) -> tuple[Any, Any,
     the larger of ``max |z|`` and ``max |q|``; what the sum misses counts as well. Every v of the set has ``f(v) >=
     f(z) + slope'(v - z)``, M being PSD and both sums the same, so that ``f(z)`` exceeds the minimum by at most
     ``max_v slope'(z - v)``: the gap, taken over the bounds, where there is none over twice the point, and divided by
-    ``|z|'(|Mz| + |q|)``.
+    ``|z|'(|Mz| + |q|)``. Where that cancels over a set with a sum (a minimum of zero) it is divided by what rounding
+    can tell: a slope is known to some eps of ``sum |z|``, no entry of M being above one.
     """
     read = _array.read
     lower, upper, total = p.limits
@@ -154,5 +155,10 @@ def certificate(xp: Any, p: Problem, z: Any, multiplier: Any) -> tuple[Any, Any,
         missing = abs(total - dot(xp, p.normal, z)) / nonzero(xp, total)
         kkt = xp.maximum(kkt, missing)
     loss = read(dot(xp, slope, z - xp.where(slope > 0, lower, upper)))
-    scale = nonzero(xp, read(dot(xp, length, abs(Mz) + abs(p.q))))
+    scale = read(dot(xp, length, abs(Mz) + abs(p.q)))
+    if total is not None and not (isinstance(loss, float) and loss <= 1e-12 * scale):
+        eps = float(xp.finfo(z.dtype).eps)
+        floor = 32 * eps / max(1e-8, 1e4 * eps) * total * read(xp.sum(length, axis=-1))
+        scale = _array.pick(xp, scale > floor, scale, floor)
+    scale = nonzero(xp, scale)
     return read(f), read(kkt), _array.pick(xp, loss > 0, loss, 0.0) / scale

@@ -87,6 +87,7 @@ def threshold(scores: Array, k: int, *, value: Any = None, quantile: float | Non
     return Filtered(best.indices, xp.sum(xp.astype(passed, xp.int32), dtype=xp.int32))
 
 
+@_array.untracked
 @_array.quiet
 def matching(
     scores: Array, gram: Array, k: int, *, ridge: Any = 0.05, solver: Callable[..., Any] = solve_qp
@@ -158,7 +159,7 @@ def pursue(
 def greedy_utility(scores: Array, gram: Array, k: int, *, redundancy: float = 1.0) -> Filtered:
     """Return k candidates picked one by one by score less redundancy with those already picked.
 
-    With the step ``eta`` that is best for the k top scores T taken together, ``eta = sum_T b / sum_TT K``, pick
+    With the step ``eta`` that is best for the k top scores T taken together, ``eta = max(sum_T b, 0) / sum_TT K``, pick
 
         argmax_i  b_i  -  redundancy * eta * (K_ii / 2 + sum_{j picked} K_ij).
 
@@ -175,7 +176,7 @@ def greedy_utility(scores: Array, gram: Array, k: int, *, redundancy: float = 1.
         0 gives top_k.
     """
     xp = _check(scores, k, gram, what="greedy_utility")
-    if isinstance(redundancy, (int, float)) and redundancy < 0:
+    if isinstance(redundancy, (int, float)) and not redundancy >= 0:
         raise ValueError(f"greedy_utility: redundancy {redundancy} must not be negative")
     top = top_k(scores, k).indices  # (k,)
     gain, cost = xp.sum(xp.take(scores, top)), xp.sum(xp.take(xp.take(gram, top, axis=0), top, axis=1))
@@ -268,7 +269,7 @@ def _check(scores: Any, k: int, gram: Any = None, *, ridge: Any = 0.0, uniforms:
             raise TypeError(f"{what}: {name} must be floating, got {x.dtype}; cast it first")
     if gram is not None and tuple(gram.shape) != (n, n):
         raise ValueError(f"{what}: gram {tuple(gram.shape)} must be ({n}, {n}) for {n} scores")
-    if isinstance(ridge, (int, float)) and ridge < 0:
+    if isinstance(ridge, (int, float)) and not ridge >= 0:
         raise ValueError(f"{what}: ridge={ridge} must not be negative")
     return xp
 

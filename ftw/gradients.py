@@ -147,6 +147,11 @@ class Rows:
             raise TypeError(f"Rows for {name!r}: size must be a Python int, got {type(self.size).__name__}")
         if not _array.namespace(i).isdtype(i.dtype, "integral"):
             raise TypeError(f"Rows for {name!r}: indices are {i.dtype}; they must be integers")
+        if _array.outside(i, self.size):
+            raise ValueError(
+                f"Rows for {name!r}: indices must lie in [0, {self.size}), the rows of the parameter; give a token "
+                "without a row any row and an output gradient of zero"
+            )
 
     def dot(self, xp: Any, m: Any) -> Any:
         """Return ``<G_i, m>`` (n,) for a dense m (size, d); 2 n t d FLOPs."""
@@ -386,15 +391,17 @@ def take(gradients: Mapping[str, Record], indices: Array) -> dict[str, Record]:
     Raises
     ------
     ValueError, TypeError
-        If ``indices`` is not a vector of integers.
+        If ``indices`` is not a vector of integers, or one lies outside [0, n) and is no tracer's.
     """
-    xp, _ = check(gradients, what="take")
+    xp, n = check(gradients, what="take")
     first = _array.leaves(gradients)[0]
     if isinstance(indices, (list, tuple)):
         indices = xp.asarray(indices, device=_array.device(first))
     _array.namespace(indices, first, what="take")
     if indices.ndim != 1 or not xp.isdtype(indices.dtype, "integral"):
         raise ValueError(f"take: indices must be a vector of integers, got {indices.dtype} {tuple(indices.shape)}")
+    if _array.outside(indices, n):
+        raise ValueError(f"take: indices must lie in [0, {n}), the number of samples")
     return {name: record.take(xp, indices) for name, record in gradients.items()}
 
 

@@ -14,9 +14,10 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from . import _array, _plan, gradients
+from . import _array, _plan
+from . import gradients as records
 from ._array import Array
-from ._check import check_model
+from ._check import check_alike, check_model
 from .geometry import Operator, Piece
 from .gradients import OuterProduct, Record, Rows, Sum, matrix_shape
 
@@ -26,12 +27,12 @@ MAX_BYTES = 2**28
 
 
 @_array.quiet
-def scores(candidates: Mapping[str, Record], target: Mapping[str, Array], geometry: Mapping[str, Operator]) -> Any:
+def scores(gradients: Mapping[str, Record], target: Mapping[str, Array], geometry: Mapping[str, Operator]) -> Any:
     """Return ``b_i = <g_i, P g_T>``, the first-order decrease of the target loss by candidate i.
 
     Parameters
     ----------
-    candidates : mapping of str to record
+    gradients : mapping of str to record
         Gradients of n candidates.
     target : mapping of str to array
         Mean gradient g_T of the target samples, one array of each parameter's shape.
@@ -51,20 +52,20 @@ def scores(candidates: Mapping[str, Record], target: Mapping[str, Array], geomet
     -----
     2 n t d_out d_in FLOPs for an `OuterProduct`; the largest temporary is (n, t, min(d_out, d_in)).
     """
-    xp, n = check_model(candidates, geometry, target, what="scores")
-    total = _zeros(xp, candidates, (n,))
-    for name, record in candidates.items():
+    xp, n = check_model(gradients, geometry, target, what="scores")
+    total = _zeros(xp, gradients, (n,))
+    for name, record in gradients.items():
         total = total + record.dot(xp, geometry[name].apply(target[name]))  # (n,)
     return total
 
 
 @_array.quiet
-def gram(candidates: Mapping[str, Record], geometry: Mapping[str, Operator], *, max_bytes: int = MAX_BYTES) -> Any:
+def gram(gradients: Mapping[str, Record], geometry: Mapping[str, Operator], *, max_bytes: int = MAX_BYTES) -> Any:
     """Return ``K_ij = <g_i, P g_j>``.
 
     Parameters
     ----------
-    candidates : mapping of str to record
+    gradients : mapping of str to record
         Gradients of n candidates.
     geometry : mapping of str to operator
         The optimizer's linearised response P.
@@ -87,14 +88,14 @@ def gram(candidates: Mapping[str, Record], geometry: Mapping[str, Operator], *, 
     -----
     (2 n t + 2 n^2) d_out d_in FLOPs for an `OuterProduct`, or 2 n^2 t^2 (d_out + d_in) if that is less.
     """
-    xp, n = check_model(candidates, geometry, what="gram")
-    total = _accumulate(xp, n, n, candidates, candidates, geometry, _bytes(max_bytes, "gram"))
+    xp, n = check_model(gradients, geometry, what="gram")
+    total = _accumulate(xp, n, n, gradients, gradients, geometry, _bytes(max_bytes, "gram"))
     return (total + total.T) / 2
 
 
 @_array.quiet
 def cross_gram(
-    candidates: Mapping[str, Record],
+    gradients: Mapping[str, Record],
     others: Mapping[str, Record],
     geometry: Mapping[str, Operator],
     *,
@@ -104,10 +105,10 @@ def cross_gram(
 
     Parameters, errors and cost are those of `gram`.
     """
-    xp, n = check_model(candidates, geometry, what="cross_gram: candidates")
+    xp, n = check_model(gradients, geometry, what="cross_gram")
     _, m = check_model(others, geometry, what="cross_gram: others")
-    _array.namespace(*_array.leaves([candidates, others]), what="cross_gram")
-    return _accumulate(xp, n, m, candidates, others, geometry, _bytes(max_bytes, "cross_gram"))
+    check_alike(gradients, others, what="cross_gram: others")
+    return _accumulate(xp, n, m, gradients, others, geometry, _bytes(max_bytes, "cross_gram"))
 
 
 @_array.quiet
@@ -156,7 +157,7 @@ def plan_piece(xp: Any, piece: Piece, max_bytes: int, *, by_tokens: bool = True)
         matrix_shape(x.shape),
         by_tokens=by_tokens and not elementwise and isinstance(x, OuterProduct) and isinstance(y, OuterProduct),
         elementwise=elementwise,
-        itemsize=xp.finfo(gradients.dtype(xp, x)).bits // 8,
+        itemsize=xp.finfo(records.dtype(xp, x)).bits // 8,
         max_bytes=max_bytes,
     )
 
@@ -230,7 +231,7 @@ def _weighted(value: Any, piece: Piece) -> Any:
 
 def _zeros(xp: Any, candidates: Mapping[str, Record], shape: tuple[int, ...]) -> Any:
     first = _array.leaves(candidates)[0]
-    dtype = xp.result_type(*(gradients.dtype(xp, record) for record in candidates.values()))
+    dtype = xp.result_type(*(records.dtype(xp, record) for record in candidates.values()))
     return xp.zeros(shape, dtype=dtype, device=_array.device(first))
 
 

@@ -50,8 +50,9 @@ class QPSolution(NamedTuple):
         (...), the natural residual in the Jacobi metric, free of scale: with ``z_i = w_i sqrt(K_ii)``, and q, M to
         match, ``max |z - Proj(z - (Mz - q))| / max(max |z|, max |q|)``.
     gap
-        (...), the duality gap ``max_v grad'(w - v)``, a bound on ``f(w) - min f``, over ``|w|'(|Kw| + |c|)``. Where the
-        set is unbounded v is kept within twice the size of the solution.
+        (...), the duality gap ``max_v grad'(w - v)``, a bound on ``f(w) - min f``, over ``|w|'(|Kw| + |c|)``, or over
+        what rounding leaves of it where these cancel in a set with a total. Where the set is unbounded v is kept within
+        twice the size of the solution.
     steps
         (...), int32: systems solved, by either method.
     status
@@ -66,6 +67,7 @@ class QPSolution(NamedTuple):
     status: Any
 
 
+@_array.untracked
 def solve_qp(
     gram: Any,
     linear: Any,
@@ -311,7 +313,7 @@ def _checked(
         raise ValueError(
             f"solve_qp: start must have the shape of linear {tuple(linear.shape)}, got {tuple(start.shape)}"
         )
-    if isinstance(ridge, (int, float)) and not ridge >= 0:
+    if isinstance(ridge, (int, float)) and (ridge < 0 or (type(ridge) is float and math.isnan(ridge))):
         raise ValueError(f"solve_qp: ridge must be >= 0, got {ridge}")
     if isinstance(tol, (int, float)) and not tol > 0:
         raise ValueError(f"solve_qp: tol must be > 0, got {tol}")

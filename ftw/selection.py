@@ -18,7 +18,7 @@ from typing import Any
 
 from . import _array, gradients
 from ._array import Array
-from ._check import check_model
+from ._check import check_alike, check_model
 from .choice import Products, Selection, check_options, choose, strata
 from .constraints import Constraint, Simplex
 from .filters import Filter
@@ -30,6 +30,7 @@ from .gram import scores as all_scores
 __all__ = ["Selection", "filter_then_weight"]
 
 
+@_array.untracked
 @_array.quiet
 def filter_then_weight(
     candidates: Mapping[str, Record],
@@ -106,6 +107,7 @@ def filter_then_weight(
     m = 0
     if target_samples is not None and guard:
         _, m = check_model(target_samples, geometry, what="filter_then_weight: target_samples")
+        check_alike(candidates, target_samples, what="filter_then_weight: target_samples")
 
     def some(indices: Any) -> Mapping[str, Record]:
         return candidates if indices is None else take(candidates, indices)

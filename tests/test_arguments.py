@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 import explicit
+import ftw_reference as ref
 import jax
 import models
 import numpy as np
@@ -105,6 +106,9 @@ def traced(function, x, g, p):
         return function(*jax.tree.map(lambda a: a * one if floats(a) else a, trees))
 
     return jax.jit(inner)(1.0)
+
+
+UNIT = ftw.Scale(1.0)
 
 
 def floats(a):
@@ -222,6 +226,49 @@ B, K = np.arange(4.0), np.eye(4)
 )  # fmt: skip
 def test_other_functions(call, match):
     raises(match, call)
+
+
+def test_names_of_arguments():
+    x, g, p = model()
+    assert_allclose(ftw.scores(gradients=x, target=g, geometry=p), ftw.scores(x, g, p))
+    assert_allclose(ftw.gram(gradients=x, geometry=p), ftw.cross_gram(gradients=x, others=x, geometry=p))
+    some = ftw.take(gradients=ftw.take(x, [4, 0]), indices=[1])
+    assert_allclose(ftw.combine(gradients=some, weights=np.ones(1))["bias"], x["bias"].grads[0])
+    K, c = np.eye(2), np.array([1.0, -1.0])
+    assert_allclose(ref.solve_qp(K=K, c=c, constraint=ftw.NonNegative(), ridge=0.0).weights, [1.0, 0.0])
+
+
+@pytest.mark.parametrize("name", ["numpy", "strict", "torch", "jax"])
+@pytest.mark.parametrize("wrong", [-1, 60])
+def test_numbers_out_of_range(name, wrong, rng):
+    b, x = BACKENDS[name], models.records(rng, 3, names=("table",))["table"]
+    for dtype in (np.int8, np.int64):  # 300 rows do not fit into the first
+        rows = np.array(x.indices, dtype=dtype)
+        rows[1, 0] = wrong
+        record = ftw.Rows(rows, x.output_grads, 60)
+        raises(
+            "'table': indices must lie in \\[0, 60\\)", lambda r=record: ftw.gram(b.tree({"table": r}), {"table": UNIT})
+        )
+    good = b.tree({"table": ftw.Rows(np.array(x.indices, dtype=np.int8), x.output_grads, 300)})
+    assert ftw.gram(good, {"table": UNIT}).shape == (3, 3)
+    raises("take: indices must lie in \\[0, 3\\)", lambda: ftw.take(good, b.array([0, min(wrong, 3)])))
+
+
+@pytest.mark.parametrize("wanted", [torch.float32, torch.float64])
+def test_torch_keeps_no_history_of_a_choice(wanted, rng):
+    g = torch.tensor(rng.normal(size=(6, 4)), dtype=wanted, requires_grad=True)
+    x, target = {"w": ftw.Dense(g)}, {"w": g.mean(0)}
+    scale = torch.tensor(0.5, dtype=wanted, requires_grad=True)
+    b, K = g @ g.mean(0), g @ g.T
+    found = [
+        ftw.filter_then_weight(x, target, {"w": ftw.Scale(scale)}, keep=3),
+        ftw.solve_qp(K, b, ftw.Simplex(scale)),
+        filters.matching(b, K, 2),
+    ]
+    assert not any(torch.is_tensor(a) and a.requires_grad for result in found for a in result)
+    plain = ftw.filter_then_weight({"w": ftw.Dense(g.detach())}, {"w": g.detach().mean(0)}, {"w": UNIT}, keep=3)
+    assert_allclose(found[0].weights, plain.weights, rtol=1e-5)
+    assert ftw.scores(x, target, {"w": ftw.Scale(scale)}).requires_grad  # plain arithmetic keeps its derivative
 
 
 # ---------------------------------------------------------------------------------------------------------------------

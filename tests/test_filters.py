@@ -158,3 +158,13 @@ def test_one_candidate_and_all_of_them(xp):
     b, K = np.array([-1.0]), np.array([[0.0]])
     assert run(xp, lambda b, K: filters.matching(b, K, 1), b, K) == ([0], 1)
     assert run(xp, lambda b, K: filters.greedy_utility(b, K, 1), b, K) == ([0], 1)
+
+
+@pytest.mark.parametrize("name", ["matching", "greedy_utility"])
+@pytest.mark.parametrize("backend", EAGER)
+def test_nan_in_the_gram_matrix_does_not_raise(backend, name):
+    xp, b, K = BACKENDS[backend], np.array([1.0, 2.0, np.nan, 0.5]), np.eye(4)
+    K[2] = K[:, 2] = np.nan
+    picks, _ = run(xp, lambda b, K: getattr(filters, name)(b, K, 3), b, K)
+    assert len(set(picks)) == 3
+    assert set(picks) <= {0, 1, 2, 3}

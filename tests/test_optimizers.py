@@ -431,3 +431,20 @@ def test_half_precision_state_is_widened(rng, name):
 def test_what_is_missing_is_named(rng, call_it, match):
     with pytest.raises((ValueError, TypeError), match=match):
         call_it(rng.uniform(size=(3, 4)))
+
+
+@pytest.mark.parametrize("name", ["adam", "nadam", "radam", "adamax", "adagrad", "rmsprop", "lion"])
+@pytest.mark.parametrize("xp", ["numpy", "strict", "torch"])
+def test_a_parameter_that_is_one_number(xp, name):
+    # NumPy's 0-d arrays become scalars in arithmetic, and its float64 passes for a Python number
+    xp = BACKENDS[xp]
+
+    def moved(shape):
+        m, v, g = (xp.array(np.full(shape, x)) for x in (0.3, 0.5, -0.7))
+        arrays = {"nadam": (m, v, 0.8), "adagrad": (v,), "rmsprop": (v,), "lion": (m,)}.get(name, (m, v))
+        change = getattr(rules, name)(*arrays, 3, lr=0.1, anticipate=g, damping=0.1)
+        score = ftw.scores({"w": ftw.Dense(xp.array(np.ones((1, *shape))))}, {"w": g}, {"w": change.operator})
+        return np.ravel(xp.numpy(xp.xp.asarray(change.offset + change.operator.apply(g)))), xp.numpy(score)
+
+    for number, vector in zip(moved(()), moved((1,)), strict=True):
+        assert_allclose(number, vector, rtol=1e-14)

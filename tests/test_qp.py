@@ -401,6 +401,26 @@ def test_asymmetry_of_rounding_is_averaged(rng):
     )
 
 
+@pytest.mark.parametrize("kind", ["rank", "zero gradient", "one direction"])
+@pytest.mark.parametrize("constraint", [Simplex(1e-6), CappedSimplex(0.3)])
+@pytest.mark.parametrize("name", ["numpy", "strict", "torch"])
+def test_a_least_norm_of_zero_is_found(name, kind, constraint, rng):
+    xp, n = BACKENDS[name], 8
+    G = rng.normal(size=(n, {"rank": 4, "zero gradient": n, "one direction": 1}[kind]))
+    G[0] = 0.0 if kind == "zero gradient" else G[0]
+    K = G @ G.T
+    solution = xp.call(lambda K, c: solve_qp(K, c, constraint), K, np.zeros(n))
+    w = np.asarray(xp.numpy(solution.weights))
+    check_feasible(w, constraint)
+    assert int(solution.status) == Status.OK
+    if isinstance(constraint, Simplex) and kind == "zero gradient":
+        np.testing.assert_allclose(w, constraint.total * (np.arange(n) == 0), atol=1e-12)
+    slopes = K @ w  # optimal: nobody with weight has a steeper slope than the flattest
+    assert (
+        np.max(slopes[w > 1e-9 * constraint.total]) <= np.min(slopes[w < 0.299]) + 1e-10 * np.max(K) * constraint.total
+    )
+
+
 def test_ridge_is_added_to_the_diagonal(xp):
     K, c = make("narrow", 7, 0)
     r = xp.call(lambda K, c: solve_qp(K, c, Simplex(1.0), ridge=3.0), K, c)

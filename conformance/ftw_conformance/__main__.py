@@ -26,9 +26,10 @@ def main(argv: list[str] | None = None) -> int:
             code: int = module.main(argv[words:])
             return code
     print("usage: python -m ftw_conformance COMMAND [--help]\n")
-    for name, (_, what) in COMMANDS.items():
-        print(f"  {name:12} {what}")
-    return 0 if argv in (["-h"], ["--help"]) else 2
+    family = [name for name in COMMANDS if argv and name.startswith(f"{argv[0]} ")]
+    for name in family or COMMANDS:
+        print(f"  {name:12} {COMMANDS[name][1]}")
+    return 0 if argv[bool(family) :] in (["-h"], ["--help"]) else 2
 
 
 if __name__ == "__main__":

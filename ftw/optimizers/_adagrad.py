@@ -7,12 +7,12 @@ from typing import Any
 from ftw import _array
 from ftw._array import Array, scalar_like, widen
 
-from ._update import LinearUpdate, coupled, inverse_root, number
+from ._update import LinearUpdate, coupled, inverse_root, number, rule
 
 __all__ = ["adagrad", "rmsprop"]
 
 
-@_array.quiet
+@rule
 def adagrad(
     sum: Array,
     step: Any,
@@ -59,7 +59,7 @@ def adagrad(
     return LinearUpdate(coupled(0.0, operator, weight_decay, param, "adagrad"), operator)
 
 
-@_array.quiet
+@rule
 def rmsprop(
     square_avg: Array,
     step: Any,

@@ -8,12 +8,12 @@ from ftw import _array
 from ftw._array import Array, widen
 from ftw.geometry import Operator
 
-from ._update import LinearUpdate, correction, coupled, decoupled, inverse_root, number, pick
+from ._update import LinearUpdate, correction, coupled, decoupled, inverse_root, number, pick, rule
 
 __all__ = ["adam", "adamax", "adamw", "nadam", "radam"]
 
 
-@_array.quiet
+@rule
 def adam(
     exp_avg: Array,
     exp_avg_sq: Array,
@@ -70,7 +70,7 @@ def adam(
     return LinearUpdate(coupled(offset, operator, weight_decay, param, "adam"), operator)
 
 
-@_array.quiet
+@rule
 def adamw(
     exp_avg: Array,
     exp_avg_sq: Array,
@@ -97,7 +97,7 @@ def adamw(
     return LinearUpdate(decoupled(offset, lr, weight_decay, param), operator)
 
 
-@_array.quiet
+@rule
 def nadam(
     exp_avg: Array,
     exp_avg_sq: Array,
@@ -143,7 +143,7 @@ def nadam(
     return LinearUpdate(coupled(offset, operator, weight_decay, param, "nadam"), operator)
 
 
-@_array.quiet
+@rule
 def radam(
     exp_avg: Array,
     exp_avg_sq: Array,
@@ -200,7 +200,7 @@ def radam(
     return LinearUpdate(coupled(offset, operator, weight_decay, param, "radam"), operator)
 
 
-@_array.quiet
+@rule
 def adamax(
     exp_avg: Array,
     exp_inf: Array,

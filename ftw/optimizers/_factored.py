@@ -9,12 +9,12 @@ from ftw import _array
 from ftw._array import Array, scalar_like, widen
 from ftw.geometry import Diagonal, Kronecker, Operator, Scale
 
-from ._update import LinearUpdate, decoupled, inverse_root, number, pick
+from ._update import LinearUpdate, decoupled, inverse_root, number, pick, rule
 
 __all__ = ["adafactor"]
 
 
-@_array.quiet
+@rule
 def adafactor(
     row_var: Array | None,
     col_var: Array | None,

@@ -10,12 +10,12 @@ from ftw import _array
 from ftw._array import Array, widen
 from ftw.geometry import Diagonal, Gains, Polar, Rotated, Scale
 
-from ._update import LinearUpdate, correction, decoupled, inverse_root, number, pick
+from ._update import LinearUpdate, correction, decoupled, inverse_root, number, pick, rule
 
 __all__ = ["muon", "soap"]
 
 
-@_array.quiet
+@rule
 def soap(
     exp_avg: Array,
     exp_avg_sq: Array,
@@ -85,7 +85,7 @@ def soap(
     return LinearUpdate(decoupled(offset, lr, weight_decay, param), operator)
 
 
-@_array.quiet
+@rule
 def muon(
     momentum_buffer: Array | None,
     step: Any = None,

@@ -8,12 +8,12 @@ from ftw import _array
 from ftw._array import Array, scalar_like
 from ftw.geometry import Scale
 
-from ._update import LinearUpdate, coupled, decoupled, inverse_root, number
+from ._update import LinearUpdate, coupled, decoupled, inverse_root, number, rule
 
 __all__ = ["lion", "sgd"]
 
 
-@_array.quiet
+@rule
 def sgd(
     momentum_buffer: Array | None = None,
     step: Any = None,
@@ -50,7 +50,7 @@ def sgd(
     return LinearUpdate(coupled(offset, operator, weight_decay, param, "sgd"), operator)
 
 
-@_array.quiet
+@rule
 def lion(
     exp_avg: Array,
     step: Any,

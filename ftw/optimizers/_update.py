@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, ParamSpec
 
 from ftw import _array
 from ftw._array import scalar_like
 from ftw.geometry import Diagonal, Operator, Scale
 
-__all__ = ["LinearUpdate", "correction", "coupled", "decoupled", "inverse_root", "number", "pick"]
+__all__ = ["LinearUpdate", "correction", "coupled", "decoupled", "inverse_root", "number", "pick", "rule"]
+
+_P = ParamSpec("_P")
+
+# arguments that are shaped like the parameter (in Adafactor's state, vectors apart, nothing is), and those that are
+# numbers of which none is negative; the decay rates among them stay below one
+SHAPED = {
+    "anticipate", "exp_avg", "exp_avg_sq", "exp_inf", "grad_avg", "max_exp_avg_sq", "momentum_buffer", "param",
+    "square_avg", "sum", "variance",
+}  # fmt: skip
+NUMBERS = {"alpha", "betas", "damping", "eps", "eps_root", "lr", "lr_decay", "momentum", "step", "weight_decay"}
 
 
 class LinearUpdate(NamedTuple):
@@ -25,6 +38,31 @@ class LinearUpdate(NamedTuple):
 
     offset: Any
     operator: Operator
+
+
+def rule(function: Callable[_P, LinearUpdate]) -> Callable[_P, LinearUpdate]:
+    """Decorate an update rule: shapes and ranges that do not fit raise; NumPy's warnings are off inside."""
+    what, names = function.__name__, tuple(inspect.signature(function).parameters)
+    quiet = _array.quiet(function)
+
+    @functools.wraps(function)
+    def inner(*args: _P.args, **kwargs: _P.kwargs) -> LinearUpdate:
+        arrays: dict[str, Any] = {}
+        given: dict[str, Any] = {**dict(zip(names, args, strict=False)), **kwargs}
+        for name, x in given.items():
+            if name in SHAPED and x is not None:
+                arrays[name] = x
+            elif name in NUMBERS:
+                _in_range(what, name, x)
+        if len({tuple(x.shape) for x in arrays.values()}) > 1:
+            shapes = ", ".join(f"{name} {tuple(x.shape)}" for name, x in arrays.items())
+            raise ValueError(f"{what}: arrays shaped like the parameter disagree: {shapes}")
+        for name, x in arrays.items():
+            if not _array.is_floating(_array.namespace(x), x):
+                raise TypeError(f"{what}: {name} is {x.dtype}; it must be of a real floating dtype")
+        return quiet(*args, **kwargs)
+
+    return inner
 
 
 def inverse_root(
@@ -99,6 +137,15 @@ def decoupled(offset: Any, lr: Any, weight_decay: float, param: Any) -> Any:
     if not weight_decay or param is None:
         return offset
     return offset + scalar_like(lr, param) * weight_decay * param
+
+
+def _in_range(what: str, name: str, value: Any) -> None:
+    """Raise if a number, or one of a tuple of them, is out of range; arrays are not read, and None is none."""
+    above = 1.0 if name == "betas" else math.inf
+    for x in value if isinstance(value, (tuple, list)) else (value,):
+        if isinstance(x, (int, float)) and not 0 <= x < above:
+            limit = "in [0, 1)" if name == "betas" else "finite and not negative"
+            raise ValueError(f"{what}: {name}={value} must be {limit}")
 
 
 def _full(xp: Any, x: Any, like: Any) -> Any:

@@ -74,17 +74,15 @@ class QPSolution(NamedTuple):
     status: Status
 
 
-def solve_qp(
-    gram: Array, linear: Array, constraint: Any, *, ridge: float = 0.0, max_steps: int | None = None
-) -> QPSolution:
+def solve_qp(K: Array, c: Array, constraint: Any, *, ridge: float = 0.0, max_steps: int | None = None) -> QPSolution:
     """Minimise 1/2 w'(K + ridge I) w - c'w over a constraint set.
 
     Parameters
     ----------
-    gram : array (n, n)
-        K, symmetric and positive semi-definite.
-    linear : array (n,)
-        c.
+    K : array (n, n)
+        Symmetric and positive semi-definite.
+    c : array (n,)
+        The linear term: the scores, in the method.
     constraint : a NamedTuple
         NonNegative(), Simplex(total), CappedSimplex(cap, total) or Box(lower, upper).
     ridge : float
@@ -102,7 +100,7 @@ def solve_qp(
     >>> solve_qp([[1.0, 0.0], [0.0, 1.0]], [1.0, -1.0], NonNegative()).weights
     array([1., 0.])
     """
-    K, c, box, status = read_problem(gram, linear, constraint, ridge)
+    K, c, box, status = read_problem(K, c, constraint, ridge)
     n = c.shape[0]
     if status != Status.OK:
         return no_solution(n, status)
@@ -304,10 +302,10 @@ def read_problem(gram: Array, linear: Array, constraint: Any, ridge: float) -> t
     K = np.asarray(gram, dtype=np.float64)  # (n, n)
     c = np.asarray(linear, dtype=np.float64)  # (n,)
     if K.ndim != 2 or K.shape[0] != K.shape[1] or K.shape[0] == 0:
-        raise ValueError(f"gram has shape {K.shape}: give a square matrix (n, n) with n >= 1")
+        raise ValueError(f"K has shape {K.shape}: give a square matrix (n, n) with n >= 1")
     n = K.shape[0]
     if c.shape != (n,):
-        raise ValueError(f"linear has shape {c.shape} and gram {K.shape}: linear must be ({n},)")
+        raise ValueError(f"c has shape {c.shape} and K {K.shape}: c must be ({n},)")
     if ridge < 0:
         raise ValueError(f"ridge is {ridge}: give a number >= 0")
     box = bounds(constraint, n)

@@ -225,6 +225,7 @@ def filters() -> list[Refusal]:
         "threshold/both": (lambda b: f.threshold(b, 2, value=0.0, quantile=0.5), (b,), "exactly one"),
         "threshold/quantile above 1": (lambda b: f.threshold(b, 2, quantile=1.1), (b,), "quantile"),
         "threshold/quantile below 0": (lambda b: f.threshold(b, 2, quantile=-0.1), (b,), "quantile"),
+        "matching/ridge NaN": (lambda b, K: f.matching(b, K, 2, ridge=float("nan")), (b, K), "ridge=nan"),
         "boltzmann/temperature 0": (lambda b, u: f.boltzmann(b, 2, temperature=0.0, uniforms=u), (b, u), "temperature"),
         "boltzmann/temperature NaN": (
             lambda b, u: f.boltzmann(b, 2, temperature=float("nan"), uniforms=u),
@@ -368,6 +369,22 @@ def selections() -> list[Refusal]:
             "target_samples",
         )
     )
+    out.append(
+        refuse(
+            "selection/target samples of another shape",  # a Scale fits any
+            lambda x, g, s: api.filter_then_weight(x, g, {"w": api.Scale(1.0)}, keep=2, target_samples=s),
+            (x, g, {"w": api.Dense(ones(2, 6))}),
+            r"target_samples: gradients of 'w' are \(6,\), the candidates' \(5,\)",
+        )
+    )
+    out.append(
+        refuse(
+            "cross_gram/others of another shape",
+            lambda x, y: api.cross_gram(x, y, {"w": api.Scale(1.0)}),
+            (x, {"w": api.Dense(ones(2, 6))}),
+            r"others: gradients of 'w' are \(6,\)",
+        )
+    )
     return out
 
 
@@ -407,6 +424,33 @@ def others() -> list[Refusal]:
         ),
         "optimizers/soap of a vector": (lambda v: o.soap(v, v, None, None, 1, lr=0.1), (v,), "matrix"),
         "optimizers/muon of a vector": (lambda v: o.muon(v, lr=0.1), (v,), "matrix"),
+        "optimizers/moments of two shapes": (lambda v: o.adam(v, v[:2], 1, lr=0.1), (v,), r"exp_avg_sq \(2,\)"),
+        "optimizers/a target of another shape": (
+            lambda v: o.lion(v, 1, lr=0.1, anticipate=v[:, None]),
+            (v,),
+            r"anticipate \(3, 1\)",
+        ),
+        "optimizers/a parameter of another shape": (
+            lambda v: o.adamw(v, v, 1, lr=0.1, param=v[:1]),
+            (v,),
+            r"param \(1,\)",
+        ),
+        "optimizers/moments of integers": (
+            lambda v: o.adagrad(v, 1, lr=0.1),
+            (np.ones(3, dtype=int),),
+            "real floating",
+        ),
+        "optimizers/step -1": (lambda v: o.adam(v, v, -1, lr=0.1), (v,), "step=-1"),
+        "optimizers/lr -0.1": (lambda v: o.sgd(v, 1, lr=-0.1), (v,), "lr=-0.1"),
+        "optimizers/lr NaN": (lambda v: o.rmsprop(v, 1, lr=float("nan")), (v,), "lr=nan"),
+        "optimizers/betas 1": (lambda v: o.radam(v, v, 1, lr=0.1, betas=(1.0, 0.9)), (v,), r"betas=\(1.0, 0.9\)"),
+        "optimizers/eps -1": (lambda v: o.adamax(v, v, 1, lr=0.1, eps=-1.0), (v,), "eps=-1.0"),
+        "optimizers/damping -1": (lambda v: o.nadam(v, v, 1.0, 1, lr=0.1, damping=-1.0), (v,), "damping=-1.0"),
+        "optimizers/weight decay -1": (
+            lambda v: o.soap(v[:, None], v[:, None], None, None, 1, lr=0.1, weight_decay=-1.0),
+            (v,),
+            "weight_decay=-1.0",
+        ),
         "optimizers/muon of nothing": (lambda v: o.muon(None, lr=0.1, param=v), (v,), "anticipate="),
     }
     k = api.sketch
