@@ -213,7 +213,7 @@ def outside(indices: Any, size: int) -> bool:
     wrong = indices < 0
     if size <= xp.iinfo(indices.dtype).max:
         wrong = wrong | (indices >= size)
-    return bool(xp.any(wrong))
+    return bool(known(xp.any(wrong)))  # in a trace what is computed from constants is traced too
 
 
 def put(xp: Any, x: Any, index: Any, value: Any) -> Any:
