@@ -115,6 +115,10 @@ def masked_expert(self, x):
     return out.view_as(x)
 
 
+def labels(x):
+    return x.argmax(-1) % 3
+
+
 def sorted_experts(self, x):
     h = x.reshape(-1, x.shape[-1])
     choice = h.detach().argmax(1) % 2
@@ -356,6 +360,12 @@ FLOATS = {
     "experts, sorted tokens": lambda: Model(
         sorted_experts, up=nn.Linear(6, 3), down=nn.Linear(6, 3), own=nn.Linear(3, 3)
     ),
+    "single entries": lambda: Model(
+        lambda m, x: (
+            m.table[labels(x)[:, 1:], labels(x)[:, :-1] - 3] + m.line[labels(x)[:, 1:]] + m.line[-labels(x)[:, :1]]
+        ),
+        {"table": (3, 3), "line": (3,)},
+    ),
     "a state of zeros": lambda: Model(
         lambda m, x: m.b(m.a(x.new_zeros(len(x), 3)) + x[:, 0]), a=nn.Linear(3, 6), b=nn.Linear(6, 3)
     ),
@@ -534,3 +544,10 @@ def test_parameters_are_never_in_the_graph_of_a_pass():
         capture.backward(squares(mixed, x))
     assert not calls
     assert all(p.grad is None for p in mixed.parameters())
+
+
+def test_single_entries_out_of_range():
+    model = Model(lambda m, x: m.table[x.argmax(-1), x.argmin(-1)], {"table": (6, 5)})
+    x = torch.eye(6).flip(-1).repeat(N, 1, 1) - torch.eye(6)
+    with pytest.raises(IndexError), models.Capture(dict(model.named_parameters()), N, [x]):
+        model(x)

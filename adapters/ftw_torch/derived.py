@@ -88,6 +88,10 @@ def _grads(record: Any) -> Any:
     return record.grads
 
 
+def _grads_of_rows(record: Rows) -> Any:
+    return _factor(record.output_grads)[..., 0]
+
+
 def _factor(x: Any) -> Any:
     return x
 
@@ -164,6 +168,9 @@ def _block(base: Tensor, out: Tensor, start: int) -> Pull:
                 return Rows(at, _grads(record).reshape(n, rows, width), shape[0])
             after = base.numel() - start - out.numel()
             return Dense(F.pad(_grads(record).reshape(n, -1), (start, after)).reshape(n, *shape))
+        if isinstance(record, Rows) and whole and record.size == base.numel():  # single entries
+            b = _grads_of_rows(record)  # (n, t)
+            return Dense(b.new_zeros(len(b), base.numel()).scatter_add_(1, record.indices, b).reshape(-1, *shape))
         if not flush or isinstance(record, Aligned) or seen(out.shape) != (rows, width):
             return NotImplemented
         if isinstance(record, OuterProduct):

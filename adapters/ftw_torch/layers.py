@@ -12,7 +12,8 @@ gradient is the per-sample gradient. Layers that are compositions are composed a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -202,10 +203,25 @@ def getitem(capture: Capture, input: Tensor, index: Any) -> Any:
     if isinstance(index, Tensor) and index.ndim == 0 and not index.is_floating_point() and index.dtype != torch.bool:
         with capture:
             return input[int(index)]
-    if isinstance(index, Tensor) and index.dtype in (torch.int64, torch.int32) and input.ndim == 2:
+    whole = (torch.int64, torch.int32)
+    if isinstance(index, tuple) and len(index) == input.ndim > 1:  # single entries, as of a table of transitions
+        if not all(isinstance(i, Tensor) and i.dtype in whole for i in index):
+            return NotImplemented
+        with quietly():
+            input.detach()[index]  # raises for what is out of range on one axis
         with capture:
-            return F.embedding(torch.where(index < 0, index + input.shape[0], index), input)
+            flat = sum(i % size * step for i, size, step in zip(index, input.shape, _steps(input.shape), strict=True))
+            return input.reshape(-1)[flat]
+    if isinstance(index, Tensor) and index.dtype in whole and input.ndim in (1, 2):
+        with capture:
+            rows = torch.where(index < 0, index + input.shape[0], index)
+            return F.embedding(rows, input) if input.ndim == 2 else F.embedding(rows, input[:, None])[..., 0]
     return NotImplemented
+
+
+def _steps(shape: Sequence[int]) -> list[int]:
+    """Return how far apart neighbours on each axis are in row-major order."""
+    return [math.prod(shape[k + 1 :]) for k in range(len(shape))]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
