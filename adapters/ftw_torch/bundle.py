@@ -33,9 +33,10 @@ def joined(operators: Sequence[Operator], shapes: Sequence[Tensor]) -> Diagonal:
     """Return the response of several parameters as that of one vector, (p,); ``shapes`` are tensors of their shapes."""
     parts: list[Tensor] = []
     for operator, x in zip(operators, shapes, strict=True):
-        values: Any = operator.values if isinstance(operator, Diagonal) else getattr(operator, "value", None)
-        if isinstance(operator, Scale):
-            wide = torch.promote_types(x.dtype, torch.float32)
-            values = torch.as_tensor(values, dtype=wide, device=x.device).expand(x.numel())
-        parts.append(values.reshape(-1))
+        if isinstance(operator, Diagonal):
+            values: Any = operator.values
+            parts.append(values.reshape(-1))
+        elif isinstance(operator, Scale):
+            one = x.new_ones((), dtype=torch.promote_types(x.dtype, torch.float32))
+            parts.append((one * operator.value).expand(x.numel()))
     return Diagonal(torch.cat(parts))

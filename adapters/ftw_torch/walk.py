@@ -220,10 +220,10 @@ class Walk:
         return out
 
     def _index(self, places: Sequence[int]) -> Tensor:
-        return torch.tensor(places, dtype=torch.int64, device=self.losses.device)
+        return torch.tensor(places, dtype=torch.int64).to(self.losses.device, non_blocking=True)
 
     def _weights(self, weights: Sequence[float]) -> Tensor:
-        return torch.tensor(weights, dtype=self.losses.dtype, device=self.losses.device)
+        return torch.tensor(weights, dtype=self.losses.dtype).to(self.losses.device, non_blocking=True)
 
 
 def _taking(rows: Tensor) -> Sink:
