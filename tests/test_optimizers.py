@@ -194,14 +194,36 @@ def test_muon_is_the_nearest_psd_operator(shape):
     assert_allclose(torch.stack(ours), nearest, rtol=0, atol=1e-11 * float(values.max()))
 
 
-def newton_schulz(x, steps=5, norm=None):
+@pytest.mark.parametrize("rank", [1, 3, 4])
+@pytest.mark.parametrize("shape", [(5, 5), (4, 6), (6, 4)])
+def test_muon_damped_at_a_momentum_of_any_rank(shape, rank):
+    """The derivative of ``M q(M M' + d^2)``, where Newton-Schulz is ``M q(M M')``: no null vectors in it."""
+    rng, damping = np.random.default_rng(3), 0.3
+    M = torch.from_numpy(rng.normal(size=(shape[0], rank)) @ rng.normal(size=(rank, shape[1])))
+    update = rules.muon(M, lr=1.0, momentum=0.5, nesterov=False, adjust_lr_fn="none", damping=damping)
+    small = min(shape)
+    raised = damping**2 * (M / 2).square().sum() / small
+    norm = ((M / 2).square().sum() + small * raised).sqrt()
+
+    def h(x):
+        return newton_schulz(x, norm=norm, raised=raised / norm**2)
+
+    D = torch.func.jacrev(h)(M / 2).reshape(M.numel(), -1) / 2
+    values, vectors = torch.linalg.eigh((D + D.T) / 2)
+    nearest = vectors * values.clamp_min(0) @ vectors.T
+    ours = [update.operator.apply(e.reshape(shape)).reshape(-1) for e in torch.eye(M.numel(), dtype=M.dtype)]
+    assert_allclose(torch.stack(ours), nearest, rtol=0, atol=1e-9 * float(values.max()))
+
+
+def newton_schulz(x, steps=5, norm=None, raised=0.0):
     a, b, c = 3.4445, -4.7750, 2.0315
     flip = x.shape[0] > x.shape[1]
     x = x.T if flip else x
     x = x / (x.norm() if norm is None else norm)
+    k = x @ x.T + raised * torch.eye(len(x), dtype=x.dtype)
     for _ in range(steps):
-        k = x @ x.T
-        x = a * x + (b * k + c * k @ k) @ x
+        factor = a * torch.eye(len(x), dtype=x.dtype) + b * k + c * k @ k
+        x, k = factor @ x, factor @ k @ factor
     return x.T if flip else x
 
 

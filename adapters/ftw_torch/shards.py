@@ -26,7 +26,7 @@ def whole(model: nn.Module) -> Iterator[None]:
     if fsdp is None:
         yield
         return
-    modules = [module for module in model.modules() if isinstance(module, fsdp.FSDPModule)]
+    modules: list[Any] = [module for module in model.modules() if isinstance(module, fsdp.FSDPModule)]
     if any(isinstance(module, fsdp.FullyShardedDataParallel) for module in model.modules()):
         raise ValueError("FullyShardedDataParallel flattens parameters into one: use fully_shard (FSDP2), or DDP")
     hooks = [hook for module in modules for hook in _hooks(module)]

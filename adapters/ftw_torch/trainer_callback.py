@@ -19,9 +19,11 @@ class Part(Protocol):
 
     def state(self) -> dict[str, Any]:
         """Return it, as what JSON can hold."""
+        ...
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take it."""
+        ...
 
 
 class Between(TrainerCallback):

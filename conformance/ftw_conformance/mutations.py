@@ -263,7 +263,7 @@ MUTATIONS: list[Mutation] = [
             "Muon's Nesterov coefficient",
         ),
         ("xp.where(slope < 0, 0.0, slope)", "xp.abs(slope)", "Muon keeps its negative part, turned over"),
-        ("_slope(steps, row, -column)", "_slope(steps, row, column)", "Muon: one slope for both parts"),
+        ("_slope(steps, x, -y)", "_slope(steps, x, y)", "Muon: one slope for both parts"),
     ),
     *_all(
         "filters.py",

@@ -131,7 +131,8 @@ def muon(
     anticipate : array, optional
         With None M is the buffer alone; if that is zero too, P is lr' times the identity.
     damping : float
-        Added to the singular values, as a multiple of their rms.
+        Singular values s count as ``sqrt(s^2 + d^2)`` in the response, d a multiple of their rms: P is the derivative
+        of ``U h(s) V'`` with ``h(s) = s f(x) / x``, x the raised and normalised values.
 
     Returns
     -------
@@ -164,17 +165,18 @@ def muon(
     largest = xp.where(largest > 0, largest, 1.0)
     unit = s / largest  # (r,): squares of the values themselves could overflow
     norm = xp.sqrt(xp.sum(unit * unit))
-    moved = unit + damping * norm / math.sqrt(s.shape[0])  # (r,)
-    length = xp.sqrt(xp.sum(moved * moved))
-    unit, x = (y / xp.where(z > 0, z, 1.0) for y, z in ((unit, norm), (moved, length)))  # (r,), (r,)
-    row, column, none = x[:, None], x[None, :], xp.zeros_like(x)
+    least = damping * norm / math.sqrt(s.shape[0])
+    raised = xp.sqrt(unit * unit + least * least)  # (r,)
+    length = xp.sqrt(xp.sum(raised * raised))
+    length = xp.where(length > 0, length, 1.0)
     steps = _polynomials(ns_coefficients, ns_steps)
-    factor = _array.scalar_like(rate * of_gradient, s) / xp.where(length > 0, length, 1.0) / largest
-    slopes = _slope(steps, row, column), _slope(steps, row, -column), _slope(steps, x, none)  # (r, r), (r, r), (r,)
+    factor = _array.scalar_like(rate * of_gradient, s) / length / largest
+    slopes = _slopes(xp, steps, unit / length, least / length, raised / length)  # (r, r), (r, r), (r,)
     gains = [xp.where(slope < 0, 0.0, slope) * factor for slope in slopes]
     broken = xp.where(finite, xp.ones_like(largest), xp.nan)  # an SVD of a NaN raises on some backends: it must show
     operator = Polar(u, s, vt, Gains(*(gain * broken for gain in gains)))
-    f = unit * _slope(steps, unit, none)  # (r,): f(x) = x f[x, 0]
+    unit = unit / xp.where(norm > 0, norm, 1.0)
+    f = unit * _slope(steps, unit, xp.zeros_like(unit))  # (r,): f(x) = x f[x, 0]
     offset = rate * ((u * (f * broken)) @ vt)
     if anticipate is not None:
         offset = offset - operator.apply(anticipate)
@@ -187,6 +189,23 @@ def _polynomials(coefficients: Sequence[Any], steps: int) -> list[tuple[Any, Any
     if getattr(rows[0], "ndim", 0) or isinstance(rows[0], (tuple, list)):
         return [(row[0], row[1], row[2]) for row in rows]
     return [(rows[0], rows[1], rows[2])] * steps
+
+
+def _slopes(xp: Any, steps: list[tuple[Any, Any, Any]], s: Any, least: Any, raised: Any) -> tuple[Any, Any, Any]:
+    """Return the differences of ``h(s) = s f(x) / x, x = sqrt(s^2 + d^2)``: h[s_i, s_j], h[s_i, -s_j] and h[s_i, 0].
+
+    With m and e half the sum and half the difference of ``f[x_i, x_j]`` and ``f[x_i, -x_j]`` they are ``m + e (s_i s_j
+    - d^2) / (x_i x_j)`` and ``m - e (s_i s_j + d^2) / (x_i x_j)``: f(x) / x is a function q of x^2, and e is ``x_i x_j
+    q[x_i^2, x_j^2]``. h is odd as f is. Where s is zero all three agree, so that it does not matter which null vectors
+    an SVD returns.
+    """
+    x, y = raised[:, None], raised[None, :]
+    same, other = _slope(steps, x, y), _slope(steps, x, -y)  # (r, r), (r, r)
+    middle, apart = (same + other) / 2, (same - other) / 2
+    product, sizes, square = s[:, None] * s[None, :], x * y, least * least
+    apart = apart / xp.where(sizes > 0, sizes, 1.0)
+    outside = _slope(steps, raised, xp.zeros_like(raised))  # (r,)
+    return middle + apart * (product - square), middle - apart * (product + square), outside
 
 
 def _slope(steps: list[tuple[Any, Any, Any]], x: Any, y: Any) -> Any:

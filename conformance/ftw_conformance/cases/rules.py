@@ -379,12 +379,15 @@ def muon(
             return out
 
         u, values, vt = np.linalg.svd(M, full_matrices=False)
-        moved = values + damping * np.sqrt(np.mean(values**2))
-        x = moved / np.linalg.norm(moved)
+        least = damping * np.sqrt(np.mean(values**2))
+        length = np.linalg.norm(np.sqrt(values**2 + least**2))
+        x, raised = values / length, np.sqrt(values**2 + least**2) / length
+        h = x * f(raised) / raised
+        steep = (least / length) ** 2 * f(raised) / raised**3 + x**2 * slope(raised) / raised**2  # h'
         apart = x[:, None] - x + np.eye(len(x))
-        both = np.where(np.eye(len(x)) > 0, slope(x), (f(x)[:, None] - f(x)) / apart)
-        gains = [both, (f(x)[:, None] + f(x)) / (x[:, None] + x), f(x) / x]
-        gains = [np.maximum(gain, 0) / np.linalg.norm(moved) for gain in gains]
+        both = np.where(np.eye(len(x)) > 0, steep, (h[:, None] - h) / apart)
+        gains = [both, (h[:, None] + h) / (x[:, None] + x), h / x]
+        gains = [np.maximum(gain, 0) / length for gain in gains]
         here = np.zeros(g.shape) if a is None else a
         there = u @ np.diag(f(values / np.linalg.norm(values))) @ vt
         change = -rate * (there + mine * polar(u, values, vt, g - here, gains))

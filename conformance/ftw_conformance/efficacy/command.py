@@ -46,7 +46,7 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     add("--methods", nargs="+", metavar="NAME", help=f"of {', '.join(METHODS)}")
     add("--ablations", action="store_true", help="the default method with one part exchanged, instead of the baselines")
     add("--everything", action="store_true", help="both")
-    add("--seeds", type=int, metavar="N", help="paired seeds (default: 8)")
+    add("--seeds", type=int, metavar="N", help="paired seeds (default: 8, 24 with noisy pixels)")
     add("--steps", type=int, metavar="N", help="steps of a run (default: the task's own)")
     add("--quick", action="store_true", help="few scenarios and methods, 2 seeds, short runs: does it run at all?")
     add("--pool", nargs="+", metavar="PATH", help="your text files and folders: what to pick from")
@@ -84,13 +84,12 @@ def plan(options: argparse.Namespace) -> tuple[list[Job], list[Job], dict[str, S
                 scenarios = {name: s for name, s in scenarios.items() if s.task != task}
     if options.quick and not options.pool:
         scenarios = {name: s for name, s in scenarios.items() if name in QUICK} or scenarios
-    seeds = options.seeds or (2 if options.quick else 8)
 
     def jobs(methods: Sequence[str], names: Sequence[str]) -> list[Job]:
         return [
             Job(name, scenarios[name], method, seed, options.steps or (QUICK.get(name, 20) if options.quick else None))
             for name in names
-            for seed in range(seeds)
+            for seed in range(options.seeds or (2 if options.quick else scenarios[name].seeds))
             for method in methods
             if scenarios[name].labelled or method != ORACLE
         ]

@@ -18,6 +18,7 @@ class Scenario(NamedTuple):
     options: Mapping[str, Any]
     words: str
     labelled: bool = True  # whether it is known which samples are good
+    seeds: int = 8  # paired, by default; more where runs scatter
 
     def build(self, seed: int, steps: int | None = None) -> Task:
         """Return the task of a seed."""
@@ -26,8 +27,8 @@ class Scenario(NamedTuple):
         return kind(seed, **options)
 
 
-def _digits(words: str, **options: Any) -> Scenario:
-    return Scenario("digits", options, words)
+def _digits(words: str, seeds: int = 8, **options: Any) -> Scenario:
+    return Scenario("digits", options, words, seeds=seeds)
 
 
 def _text(words: str, task: str = "text", **options: Any) -> Scenario:
@@ -38,8 +39,8 @@ SCENARIOS: dict[str, Scenario] = {
     "digits-10": _digits("digits, 10 targets", targets=10),
     "digits-20": _digits("digits, 20 targets", targets=20),
     "digits-40": _digits("digits, 40 targets"),
-    "weak-20": _digits("digits with noisy pixels, 20 targets", targets=20, noise=0.8),
-    "weak-40": _digits("digits with noisy pixels, 40 targets", noise=0.8),
+    "weak-20": _digits("digits with noisy pixels, 20 targets", 24, targets=20, noise=0.8),
+    "weak-40": _digits("digits with noisy pixels, 40 targets", 24, noise=0.8),
     "clean-70": _digits("digits, 70 % true labels", clean=0.7),
     "clean-90": _digits("digits, 90 % true labels", clean=0.9),
     "clean-100": _digits("digits, 100 % true labels", clean=1.0),
