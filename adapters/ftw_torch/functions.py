@@ -39,7 +39,7 @@ def transformed() -> bool:
     return _transforms.maybe_current_level() is not None
 
 
-_transforms: Any = torch._C._functorch  # type: ignore[attr-defined]
+_transforms: Any = torch._C._functorch
 
 
 _PROPERTIES = (
