@@ -252,7 +252,8 @@ def test_a_hook_that_comes_later():
     selector.select(batch(6), batch(4))
 
 
-def test_hooks_that_wait_for_the_gradient_are_run():
+@pytest.mark.parametrize("own", [False, True], ids=["optimizer", "in place"])
+def test_hooks_that_wait_for_the_gradient_are_run(own):
     """As by ``loss.backward()``: an optimizer that steps as soon as a gradient is there."""
     torch.manual_seed(0)
     one = Model(lambda m, h: h @ m.w).double()
@@ -262,7 +263,8 @@ def test_hooks_that_wait_for_the_gradient_are_run():
         optimizers = {p: torch.optim.SGD([p], lr=0.1) for p in model.parameters()}
         if model is two:
             for p in model.parameters():
-                p.register_post_accumulate_grad_hook(lambda p, optimizers=optimizers: optimizers[p].step())
+                step = (lambda p: p.sub_(p.grad, alpha=0.1)) if own else (lambda p, o=optimizers: o[p].step())
+                p.register_post_accumulate_grad_hook(step)
         FilterThenWeight(model, tuple(optimizers.values()), models.classifier_loss, keep=3).backward(pool, target)
         if model is one:
             for optimizer in optimizers.values():

@@ -418,6 +418,23 @@ def test_select_leaves_everything_as_it_was():
     same(case.before, case.picture())
 
 
+@pytest.mark.parametrize("options", [{}, {"mode": "two_pass", "micro_batch": 3}], ids=str)
+def test_what_belongs_to_all_samples_is_not_cut(options):
+    """Three channels' means are as many as the samples of an audit, or of a piece; two targets as an image's axes."""
+
+    class Odd:
+        def __array__(self, dtype=None, copy=None):
+            raise AssertionError
+
+    def loss(m, b):
+        assert (b["means"], b["size"]) == ([1.0, 2.0, 3.0], (5, 1))
+        return models.classifier_loss(m, b["xy"])
+
+    case = Case(loss=loss, guard=0.0, **options)
+    pool, target = ({"xy": batch(n), "means": [1.0, 2.0, 3.0], "size": (5, 1), "odd": Odd()} for n in (8, 2))
+    case.selector.backward(pool, target)
+
+
 @pytest.mark.parametrize(
     ("given", "match"),
     [

@@ -84,8 +84,7 @@ def audit(
     for batch, what in ((target, "target"), (pool, "pool")):
         if batch is not None:
             n = min(batches.size(batch, what), MAX_SAMPLES)
-            first = batches.take(batch, torch.arange(n, device=next(iter(batches.devices(batch)))))
-            found = _compare(capture, losses, parameters, slow, first, n, what, buffers)
+            found = _compare(capture, losses, parameters, slow, batch, n, what, buffers)
             if found is not None and n > 1:
                 told = {name: name in found or told.get(name, False) for name in parameters}
     return told
@@ -101,11 +100,12 @@ def _compare(
     what: str,
     buffers: Sequence[Tensor],
 ) -> set[str] | None:
-    """Compare on one batch; return the parameters that could disagree, None if its losses are not finite."""
+    """Compare on n samples of a batch; return the parameters that could disagree, None if losses are not finite."""
     wrong: dict[str, float] = {}
+    few = batches.take(batch, torch.arange(n))
     for attempt in range(2):
         with _same_state(parameters, buffers) as again:
-            found, records = capture(parameters, batch, what)
+            found, records = capture(parameters, few, what)
             if not bool(torch.isfinite(found).all()):
                 return None
             weights = torch.arange(1, n + 1, dtype=found.dtype, device=found.device) / n  # (n,)
@@ -114,15 +114,15 @@ def _compare(
             del records
             again()
             with torch.enable_grad(), _Noting(dtypes):
-                total = (losses(batch, n, what) * weights).sum()
+                total = (losses(few, n, what) * weights).sum()
             theirs = gradients(total, list(parameters.values()), reentrant=has_reentrant([total]))
         wrong, told = _disagreements(parameters, ours, theirs, _coarsest(dtypes))
         if not wrong:
-            if n > 1:  # else the model may take no more
+            if n > 1:  # else the model may take one only
                 with _same_state(parameters, buffers):
                     _refuse_shares(losses, batch, what, Randomness(parameters))
             return told
-        if attempt == 0 and not _independent(losses, batch, n, what, found, lambda: _same_state(parameters, buffers)):
+        if attempt == 0 and not _independent(losses, few, batch, what, found, lambda: _same_state(parameters, buffers)):
             break
         if attempt == 0:
             for name in wrong:
@@ -140,34 +140,30 @@ def _compare(
 
 def _independent(
     losses: Callable[..., Tensor],
+    few: Any,
     batch: Any,
-    n: int,
     what: str,
     found: Tensor,
     same_state: Callable[[], AbstractContextManager[Any]],
 ) -> bool:
     """Tell whether the first sample's loss is the same among copies of itself, which draw the same random numbers."""
+    n = len(found)
     if n < 2:
         return True
     with torch.no_grad(), same_state() as rewind:
-        again = _values(losses, batch, n, what)
+        again = _values(losses, few, n, what)
         if not torch.equal(again, found):
             return True  # the losses change from call to call
         rewind()
-        copies = batches.take(batch, torch.zeros(n, dtype=torch.int64, device=next(iter(batches.devices(batch)))))
-        alone = _values(losses, copies, n, what)
+        alone = _values(losses, _copies(batch, n), n, what)
     scale = float(found.abs().max())
     return float((alone - found)[0].abs()) <= (1e-3 if found.dtype.itemsize > 2 else 5e-2) * scale
 
 
 def _refuse_shares(losses: Callable[..., Tensor], batch: Any, what: str, randomness: Randomness) -> None:
     """Raise if a sample's loss among two copies of itself is half as large again as among three."""
-    place = next(iter(batches.devices(batch)))
     with torch.no_grad():
-        three, two = (
-            _values(losses, batches.take(batch, torch.zeros(n, dtype=torch.int64, device=place)), n, what)[0]
-            for n in (3, 2)
-        )
+        three, two = (_values(losses, _copies(batch, n), n, what)[0] for n in (3, 2))
     randomness.mark()
     if randomness.used:  # other masks, other losses
         return
@@ -177,6 +173,11 @@ def _refuse_shares(losses: Callable[..., Tensor], batch: Any, what: str, randomn
             "thirds of the loss that it has among two. per_sample_loss must not divide by the number of samples, or by "
             "that of all their tokens, but leave each sample its own loss"
         )
+
+
+def _copies(batch: Any, n: int) -> Any:
+    """Return n times the first sample of a batch; of the whole one, whose length tells what goes with samples."""
+    return batches.take(batch, torch.zeros(n, dtype=torch.int64))
 
 
 def _values(losses: Callable[..., Tensor], batch: Any, n: int, what: str) -> Tensor:

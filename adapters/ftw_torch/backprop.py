@@ -66,7 +66,8 @@ def has_reentrant(outputs: Iterable[Tensor]) -> bool:
 
 
 def accumulate(p: Tensor, g: Tensor) -> None:
-    """Add a gradient to ``.grad`` and run the hooks that wait for that, as a backward would."""
-    p.grad = g if p.grad is None else p.grad.add_(g)
-    for hook in list((p._post_accumulate_grad_hooks or {}).values()):
-        hook(p)
+    """Add a gradient to ``.grad`` and run the hooks that wait for that, recording no history, as a backward would."""
+    with torch.no_grad():
+        p.grad = g if p.grad is None else p.grad.add_(g)
+        for hook in list((p._post_accumulate_grad_hooks or {}).values()):
+            hook(p)

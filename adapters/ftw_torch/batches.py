@@ -1,7 +1,8 @@
 """Batches: a tensor, or nested mappings and sequences of tensors, with the samples on axis 0.
 
 Among the tensors there may be other things: an array (NumPy's), or a sequence without tensors, as long as there are
-samples says something about each (texts, names of sources) and is cut with them; what else there is goes along whole.
+samples says something about each (texts, names of sources) and is cut with them; what else there is goes along whole,
+a tuple of numbers too (the size of all images).
 """
 
 from __future__ import annotations
@@ -82,16 +83,18 @@ def _cut(batch: Any, n: int, function: Callable[[Tensor], Tensor], places: Calla
     """Return a batch of n samples with ``function`` applied to its tensors, and ``places`` of what goes with them."""
     if isinstance(batch, Mapping):
         return {key: _cut(value, n, function, places) for key, value in batch.items()}
-    listed = isinstance(batch, (tuple, list))
-    if listed and any(True for _ in leaves(batch)):
-        parts = [_cut(value, n, function, places) for value in batch]
-        return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
     if isinstance(batch, Tensor):
         return map_tensors(function, batch)
-    if listed and len(batch) == n and not hasattr(batch, "_fields"):
-        return type(batch)(batch[i] for i in places())
-    if hasattr(batch, "__array__") and tuple(batch.shape)[:1] == (n,):
-        return batch[list(places())]
+    if isinstance(batch, (tuple, list)):
+        named = hasattr(batch, "_fields")
+        if any(True for _ in leaves(batch)):
+            parts = [_cut(value, n, function, places) for value in batch]
+            return type(batch)(*parts) if named else type(batch)(parts)
+        numbers = isinstance(batch, tuple) and all(isinstance(x, (int, float)) for x in batch)
+        return batch if named or numbers or len(batch) != n else type(batch)(batch[i] for i in places())
+    array: Any = batch
+    if hasattr(array, "__array__") and getattr(array, "shape", ())[:1] == (n,):
+        return array[list(places())]
     return batch
 
 

@@ -349,9 +349,9 @@ class Capture(TorchFunctionMode):
     def _unmark(self) -> None:
         """Take back what was written on tensors that may be the model's."""
         for mark in self._marked:
-            x = mark()
-            if x is not None:
-                x.__dict__.pop("_ftw_samples", None)
+            x: Any = mark()
+            if hasattr(x, "_ftw_samples"):
+                del x._ftw_samples
         self._marked.clear()
 
     # ------------------------------------------------------------------------------------------------------------------

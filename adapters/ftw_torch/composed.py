@@ -150,11 +150,8 @@ def einsum(capture: Capture, equation: Any, *operands: Any) -> Any:
             order = [*rest[:1], *each, *rest[1:]]
             X = x.permute([other.index(c) for c in order + summed])
             X = X.reshape(*(sizes[c] for c in [*rest[:1], *each]), -1, columns)  # (n, *each, t, columns)
-            W = (
-                weight
-                if own == "".join(each + summed + new)
-                else weight.permute([own.index(c) for c in each + summed + new])
-            )
+            form = each + summed + new
+            W = weight if own == "".join(form) else weight.permute([own.index(c) for c in form])
             y = X @ W.reshape(*(sizes[c] for c in each), columns, -1)
             y = y.reshape([sizes[c] for c in order + new])
             return y.permute([(order + new).index(c) for c in out])
@@ -178,9 +175,10 @@ def _samples_first(capture: Capture, x: Tensor, letters: str, rest: list[str]) -
     return [letter, *(c for c in rest if c != letter)] if letter in rest else []
 
 
-def _projected(x: Tensor, h: Tensor, weights: Any) -> tuple[Tensor, Tensor]:
+def _projected(
+    x: Tensor, h: Tensor, w_x: Tensor, w_h: Tensor, b_x: Tensor | None = None, b_h: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Return what a recurrent cell makes of its input and of its state, which is of the same samples."""
-    w_x, w_h, b_x, b_h = (*weights, None, None)[:4]
     return F.linear(x, w_x, b_x), F.linear(h + torch.zeros_like(x[..., :1]), w_h, b_h)
 
 
@@ -189,7 +187,7 @@ def rnn_cell(function: Any) -> Any:
 
     def rule(capture: Capture, input: Tensor, hx: Tensor, *weights: Any) -> Any:
         with capture:
-            a, b = _projected(input, hx, weights)
+            a, b = _projected(input, hx, *weights)
             return function(a + b)
 
     return rule
@@ -198,7 +196,7 @@ def rnn_cell(function: Any) -> Any:
 def gru_cell(capture: Capture, input: Tensor, hx: Tensor, *weights: Any) -> Any:
     """Rule of ``torch.gru_cell``."""
     with capture:
-        (r, z, new), (r_h, z_h, new_h) = (x.chunk(3, -1) for x in _projected(input, hx, weights))
+        (r, z, new), (r_h, z_h, new_h) = (x.chunk(3, -1) for x in _projected(input, hx, *weights))
         r, z = torch.sigmoid(r + r_h), torch.sigmoid(z + z_h)
         new = torch.tanh(new + r * new_h)
         return new + z * (hx - new)
@@ -207,7 +205,7 @@ def gru_cell(capture: Capture, input: Tensor, hx: Tensor, *weights: Any) -> Any:
 def lstm_cell(capture: Capture, input: Tensor, hx: Any, *weights: Any) -> Any:
     """Rule of ``torch.lstm_cell``; ``hx`` is the hidden state and the cell's."""
     with capture:
-        a, b = _projected(input, hx[0], weights)
+        a, b = _projected(input, hx[0], *weights)
         i, f, new, o = (a + b).chunk(4, -1)
         cell = torch.sigmoid(f) * hx[1] + torch.sigmoid(i) * torch.tanh(new)
         return torch.sigmoid(o) * torch.tanh(cell), cell

@@ -36,10 +36,10 @@ def first(args: Any) -> Any:
 
 def transformed() -> bool:
     """Tell whether a transform of ``torch.func`` is at work, whose tensors are not what they seem."""
-    return _transforms.maybe_current_level() is not None
+    return _level() is not None
 
 
-_transforms: Any = torch._C._functorch
+_level: Any = torch._C._functorch.maybe_current_level  # pyright: ignore[reportAttributeAccessIssue]
 
 
 _PROPERTIES = (

@@ -198,12 +198,12 @@ class Walk:
         sizes = []
         for i, here in self._by_piece(places):
             start = sum(self.sizes[:i])
-            rows = self._index([j - start for j in here])
             if self.randomness.used:
+                rows = self._index([j - start for j in here])
                 with self.randomness.again(i):
                     _, records = self.passes.capture(self.parameters, self.batches[i], "pool", sink=_taking(rows))
             else:
-                _, records = self.passes.capture(self.parameters, batches.take(self.batches[i], rows), "pool")
+                _, records = self.passes.capture(self.parameters, batches.take(self.batch, self._index(here)), "pool")
             found.append(records)
             sizes.append(len(here))
         self._members = places, Pool(self.parameters, found, sizes)
