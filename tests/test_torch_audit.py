@@ -252,6 +252,28 @@ def test_a_hook_that_comes_later():
     selector.select(batch(6), batch(4))
 
 
+@pytest.mark.parametrize("micro_batch", [None, 2])
+@pytest.mark.parametrize("trained", ["sum", "spread"])
+def test_gradients_that_autograd_hands_out_twice(trained, micro_batch):
+    """Of ``w + v`` both have one tensor for a gradient, of ``v.sum()`` it is one number all over: each is added to."""
+
+    def run(m, h):
+        return h @ (m.w + m.v) if trained == "sum" else h @ m.w * m.v.sum()
+
+    torch.manual_seed(0)
+    model = Model(run).double()
+    model.v = nn.Parameter(torch.randn(6, 6).double())
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    options = {"mode": "two_pass", "micro_batch": micro_batch, "guard": 0.0}
+    selector = FilterThenWeight(model, optimizer, models.classifier_loss, keep=3, **options)
+    pool, target = batch(6), batch(4)
+    checked(model, pool, target, selector=selector)
+    once = [p.grad.clone() for p in model.parameters()]
+    selector.backward(pool, target)
+    for p, g in zip(model.parameters(), once, strict=True):
+        torch.testing.assert_close(p.grad, 2 * g)
+
+
 @pytest.mark.parametrize("own", [False, True], ids=["optimizer", "in place"])
 def test_hooks_that_wait_for_the_gradient_are_run(own):
     """As by ``loss.backward()``: an optimizer that steps as soon as a gradient is there."""

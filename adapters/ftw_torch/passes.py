@@ -109,10 +109,19 @@ class Passes:
             losses = self.losses(batch, batches.size(batch, what), what)
             share = self._scaled((losses * weights).sum())
         grads = gradients(share, list(parameters.values()), reentrant=has_reentrant([share]))
-        for (name, _), g in zip(parameters.items(), grads, strict=True):
+        held: set[int] = set()
+        for name, g in zip(parameters, grads, strict=True):
             if g is not None:
-                total[name] = total[name].add_(g) if name in total else g
+                total[name] = total[name].add_(g) if name in total else _own(g, held)
         return losses.detach(), total
+
+
+def _own(g: Tensor, held: set[int]) -> Tensor:
+    """Return a gradient in memory of its own, to be added to: autograd hands one tensor to both sides of a sum."""
+    place = g.untyped_storage().data_ptr()
+    shared = place in held or 0 in g.stride()
+    held.add(place)
+    return g.clone(memory_format=torch.contiguous_format) if shared else g
 
 
 def as_seen(total: Mapping[str, Tensor]) -> dict[str, Tensor]:
