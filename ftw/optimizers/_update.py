@@ -54,10 +54,10 @@ def rule(function: Callable[_P, LinearUpdate]) -> Callable[_P, LinearUpdate]:
                 arrays[name] = x
             elif name in NUMBERS:
                 _in_range(what, name, x)
-        if len({tuple(x.shape) for x in arrays.values()}) > 1:
+        if len({x.shape for x in arrays.values()}) > 1:
             shapes = ", ".join(f"{name} {tuple(x.shape)}" for name, x in arrays.items())
             raise ValueError(f"{what}: arrays shaped like the parameter disagree: {shapes}")
-        for name, x in arrays.items():
+        for name, x in {x.dtype: (name, x) for name, x in arrays.items()}.values():  # one of each dtype
             if not _array.is_floating(_array.namespace(x), x):
                 raise TypeError(f"{what}: {name} is {x.dtype}; it must be of a real floating dtype")
         return quiet(*args, **kwargs)
