@@ -49,7 +49,7 @@ def checked(model, pool, target, loss=models.classifier_loss, rtol=1e-10, **opti
     """Select, and compare scores and gradient with per-sample autograd; return what was warned of."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     selector = options.pop("selector", None) or FilterThenWeight(
-        model, torch.optim.SGD(model.parameters(), lr=1.0), loss, keep=3, guard=0.0, **options
+        model, torch.optim.SGD(model.parameters(), lr=1.0), loss, **{"keep": 3, "guard": 0.0, **options}
     )
     for p in parameters:
         p.grad = None
@@ -253,12 +253,12 @@ def test_a_hook_that_comes_later():
 
 
 @pytest.mark.parametrize("micro_batch", [None, 2])
-@pytest.mark.parametrize("trained", ["sum", "spread"])
-def test_gradients_that_autograd_hands_out_twice(trained, micro_batch):
-    """Of ``w + v`` both have one tensor for a gradient, of ``v.sum()`` it is one number all over: each is added to."""
+@pytest.mark.parametrize("form", ["shared", "spread"])
+def test_gradients_that_cannot_be_added_to(form, micro_batch):
+    """Of ``w + v`` both have one tensor for a gradient, of ``v.sum()`` it is one number all over."""
 
     def run(m, h):
-        return h @ (m.w + m.v) if trained == "sum" else h @ m.w * m.v.sum()
+        return h @ (m.w + m.v) if form == "shared" else h @ m.w * m.v.sum()
 
     torch.manual_seed(0)
     model = Model(run).double()
@@ -272,6 +272,32 @@ def test_gradients_that_autograd_hands_out_twice(trained, micro_batch):
     selector.backward(pool, target)
     for p, g in zip(model.parameters(), once, strict=True):
         torch.testing.assert_close(p.grad, 2 * g)
+
+
+@pytest.mark.parametrize("micro_batch", [None, 2])
+def test_sparse_gradients_are_added_as_dense_ones(micro_batch):
+    torch.manual_seed(0)
+    pool, target = batch(6), batch(4)
+    base = Model(None).double()
+    grads = []
+    for sparse in (False, True):
+        model = copy.deepcopy(base)
+        model.run = lambda m, h, sparse=sparse: F.embedding(h.detach().argmax(-1), m.w, sparse=sparse)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+        options = {"mode": "two_pass", "micro_batch": micro_batch, "guard": 0.0}
+        FilterThenWeight(model, optimizer, models.classifier_loss, keep=3, **options).backward(pool, target)
+        grads.append([p.grad for p in model.parameters() if p.grad is not None])
+    torch.testing.assert_close(*grads)
+
+
+def test_a_model_that_takes_no_more_samples_than_there_are():
+    model = Model(lambda m, h: h @ m.w).double()
+
+    def loss(m, b):
+        assert len(b[1]) < 3
+        return models.classifier_loss(m, b)
+
+    checked(model, batch(2), batch(2), loss=loss, keep=2)
 
 
 @pytest.mark.parametrize("own", [False, True], ids=["optimizer", "in place"])

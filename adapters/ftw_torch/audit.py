@@ -118,7 +118,7 @@ def _compare(
             theirs = gradients(total, list(parameters.values()), reentrant=has_reentrant([total]))
         wrong, told = _disagreements(parameters, ours, theirs, _coarsest(dtypes))
         if not wrong:
-            if n > 1:  # else the model may take one only
+            if n == MAX_SAMPLES:  # else the model may take no more
                 with _same_state(parameters, buffers):
                     _refuse_shares(losses, batch, what, Randomness(parameters))
             return told

@@ -118,6 +118,8 @@ class Passes:
 
 def _own(g: Tensor, held: set[int]) -> Tensor:
     """Return a gradient in memory of its own, to be added to: autograd hands one tensor to both sides of a sum."""
+    if g.layout is not torch.strided:
+        return g.to_dense()
     place = g.untyped_storage().data_ptr()
     shared = place in held or 0 in g.stride()
     held.add(place)
