@@ -97,9 +97,7 @@ class Capture(TorchFunctionMode):
         self._serial = next(_serial)
         self._rules = layers.RULES
         self._keys: dict[int, tuple[Key, Tensor]] = {id(p): (name, p) for name, p in self.parameters.items()}
-        self._standins: dict[
-            str, Tensor
-        ] = {}  # enter functions without a rule, so that the parameter itself never does
+        self._standins: dict[str, Tensor] = {}  # enter functions without a rule, so that no parameter ever does
         self._leaves: list[tuple[Key, Tensor, int | None]] = []  # per-sample copies of small parameters
         self._entered: dict[str, str] = {}  # what entered a function without a rule
         self.hidden: list[str] = []  # reached by the backward in a place that nobody saw
@@ -253,7 +251,7 @@ class Capture(TorchFunctionMode):
                 whole = y.ndim and y.shape[0] % self.samples == 0
                 found = self.where(args[0]) or (Layout(1, y.numel() // self.samples) if whole else None)
             if found is None and not any(y is x for x in tensors((args, kwargs.values()))):
-                serial, known = getattr(y, "_ftw_samples", (None, None))  # by the functions that this one is made of
+                serial, known = getattr(y, "_ftw_samples", _NOWHERE)  # by the functions that this one is made of
                 found = known if serial == self._serial else None
             y._ftw_samples = (self._serial, found)  # type: ignore[attr-defined]
             if y is first(args) or y is kwargs.get("out"):  # may be a buffer of the model

@@ -183,7 +183,9 @@ class FilterThenWeight:
         Parameters
         ----------
         pool, target : tensor, or nested mapping or tuple of tensors
-            Samples on axis 0. ``target=None`` takes the pool's own mean as the target.
+            Samples on axis 0. A list or an array as long as there are samples (texts, lengths) is cut with them; what
+            else there is goes along whole, tuples of numbers too. ``target=None`` takes the pool's own mean as the
+            target.
 
         Returns
         -------
