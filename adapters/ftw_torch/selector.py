@@ -100,8 +100,8 @@ class FilterThenWeight:
     + V/N`` for both (``docs/cost.md`` has what was measured). Two extra buffers the size of the parameters (g_T and
     the diagonal of P), and the records of the pool: for each layer its inputs, which autograd keeps anyway, and
     output gradients, or else its per-sample gradients. On a GPU a step waits for the device once, to make the choice
-    on the host (and once more where a sample is dropped, or a pool is walked in pieces); the selection's tensors are
-    on the host.
+    on the host (and once more where a sample is dropped, where a pool is walked in pieces, and for the length of an
+    update without a Gram matrix, top-k with uniform weights); the selection's tensors are on the host.
 
     Examples
     --------
