@@ -109,4 +109,5 @@ def test_scores_of_records_as_they_arrive_one_of_them_twice():
         assert stream(name, record) is not None
     want = sum((weighed(P[name], g) * target[name]).reshape(7, -1).sum(1) for name, g in grads.items())
     want += (weighed(P["gain"], grads["gain"]) * target["gain"]).sum(1)
-    torch.testing.assert_close(stream.scores.double(), want)
+    for _ in range(2):  # however often they are asked for
+        torch.testing.assert_close(stream.scores.double(), want)

@@ -36,7 +36,8 @@ def joined(operators: Sequence[Operator], shapes: Sequence[Tensor]) -> Diagonal:
         if isinstance(operator, Diagonal):
             values: Any = operator.values
             parts.append(values.reshape(-1))
-        elif isinstance(operator, Scale):
+        else:
+            assert isinstance(operator, Scale)
             one = x.new_ones((), dtype=torch.promote_types(x.dtype, torch.float32))
             parts.append((one * operator.value).expand(x.numel()))
     return Diagonal(torch.cat(parts))

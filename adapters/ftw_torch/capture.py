@@ -223,12 +223,11 @@ class Capture(TorchFunctionMode):
     def _look(self, args: Any, kwargs: dict[str, Any]) -> tuple[list[tuple[Key, Tensor]], list[Tensor]]:
         """Return the arguments made of parameters, and those that belong to samples."""
         keyed, sampled = [], []
-        keys, mine, serial = self._keys, self._mine, self._serial
         for x in tensors((args, kwargs.values()) if kwargs else args):
-            number = id(x)
-            if number in keys:
-                keyed.append(keys[number])
-            elif x.requires_grad or number in mine or getattr(x, "_ftw_samples", _NOWHERE)[0] == serial:
+            found = self._keys.get(id(x))
+            if found is not None:
+                keyed.append(found)
+            elif self.sampled(x):
                 sampled.append(x)
         return keyed, sampled
 

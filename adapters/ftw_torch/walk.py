@@ -122,7 +122,8 @@ class Walk:
                 log.info("the records of this pool exceed the budget of %d bytes: two passes", self.plan.budget)
             left = None if left is None else max(left - stream.kept, 0)
             losses.append(found)
-            scores.append(torch.zeros_like(found) if stream.scores is None else stream.scores)
+            own = stream.scores
+            scores.append(torch.zeros_like(found) if own is None else own)
             pieces.append(records)
             grams = stream.grams
             if sketch:
