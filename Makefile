@@ -13,7 +13,7 @@ test: $(VENV)/test.stamp
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest -n 2 -m "not slow"
 
 test-transformers-4: $(VENV)-transformers-4/test.stamp
-	OMP_NUM_THREADS=$(THREADS) $(VENV)-transformers-4/bin/python -m pytest -m "not slow" tests/test_torch_trainer*.py
+	OMP_NUM_THREADS=$(THREADS) $(VENV)-transformers-4/bin/python -m pytest -m "not slow" tests/torch/test_trainer*.py
 
 test-slow: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -m slow

@@ -9,7 +9,7 @@ from .constraints import Box, CappedSimplex, NonNegative, Simplex
 from .filters import Filtered, resample
 from .geometry import Diagonal, Kronecker, Polar, Rotated, Scale
 from .gradients import Dense, OuterProduct, Rows, Sum, combine, take
-from .gram import cross_gram, gram, scores
+from .inner_products import cross_gram, gram, scores
 from .optimizers import LinearUpdate
 from .qp import QPSolution, solve_qp
 from .selection import Selection, filter_then_weight

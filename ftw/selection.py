@@ -24,8 +24,8 @@ from .constraints import Constraint, Simplex
 from .filters import Filter
 from .geometry import Operator
 from .gradients import Record, combine, take
-from .gram import gram, squared_norms
-from .gram import scores as all_scores
+from .inner_products import gram, squared_norms
+from .inner_products import scores as all_scores
 
 __all__ = ["Selection", "filter_then_weight"]
 

@@ -24,7 +24,7 @@ from ._array import Array
 from ._check import check_model
 from .geometry import Kronecker, Operator, Piece, half
 from .gradients import OuterProduct, Record, Rows, Sum, matrix_shape
-from .gram import MAX_BYTES, plan_piece, walk
+from .inner_products import MAX_BYTES, plan_piece, walk
 
 __all__ = ["LowRank", "count_sketch", "gram", "low_rank", "low_rank_scores", "scores"]
 

@@ -20,9 +20,10 @@ from tqdm import tqdm
 
 import ftw
 import ftw_jax
-from ftw import _demo
-from ftw._corpus import Corpus, Sample
-from ftw_jax._demo_model import batch_of, initial, loss
+from ftw._demo import harness as _demo
+from ftw._demo.corpus import Corpus, Sample
+
+from ._demo_model import batch_of, initial, loss
 
 __all__ = ["main"]
 

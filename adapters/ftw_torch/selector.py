@@ -29,17 +29,17 @@ from ftw.guard_watch import GuardWatch
 from ftw.sketch import LARGEST
 
 from . import batches
-from .audit import Audits, audit
-from .backprop import accumulate
-from .capture import refuse_coupled_layers, trainable
-from .optimizers import geometry
-from .passes import Passes, uncompiled
-from .precision import Ambient, Overflow, overflowed
-from .products import PoolProducts
-from .shards import refuse_sharded
-from .solver import best_solver
-from .target import Target, refuse_nonfinite, refuse_target, target_of
-from .walk import Plan, Walk
+from .amp import Ambient, Overflow, overflowed
+from .capture.backward import accumulate
+from .capture.discovery import refuse_coupled_layers, trainable
+from .capture.passes import Passes, uncompiled
+from .fsdp import refuse_sharded
+from .optim.geometry import geometry
+from .step.audit import Audits, audit
+from .step.pool_pass import Plan, Walk
+from .step.products import PoolProducts
+from .step.solver import best_solver
+from .step.target import Target, refuse_nonfinite, refuse_target, target_of
 
 __all__ = ["FilterThenWeight"]
 

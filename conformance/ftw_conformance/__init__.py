@@ -8,8 +8,8 @@ A backend or an adapter of one's own joins the table with `register_backend` or 
 (docs/conformance.md).
 """
 
-from .adapters import Adapter, TrainingStep, register_adapter
-from .backends import Backend, register_backend
-from .known_gaps import GAPS, Gap
+from .verify.adapters import Adapter, TrainingStep, register_adapter
+from .verify.backends import Backend, register_backend
+from .verify.known_gaps import GAPS, Gap
 
 __all__ = ["GAPS", "Adapter", "Backend", "Gap", "TrainingStep", "register_adapter", "register_backend"]

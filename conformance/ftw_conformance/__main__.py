@@ -9,9 +9,9 @@ COMMANDS = {
     "verify": ("verify", "run the table of cases on every backend"),
     "golden": ("golden", "write or check the golden vectors"),
     "mutate": ("mutate", "plant errors in a copy of the core and see whether verify notices"),
-    "bench qp": ("bench_qp", "time the QP solvers beside their peers"),
-    "bench torch": ("bench_torch", "time and memory of the PyTorch adapter beside plain steps"),
-    "bench jax": ("bench_jax", "time and memory of the JAX adapter"),
+    "bench qp": ("bench.qp", "time the QP solvers beside their peers"),
+    "bench torch": ("bench.torch_step", "time and memory of the PyTorch adapter beside plain steps"),
+    "bench jax": ("bench.jax_step", "time and memory of the JAX adapter"),
     "efficacy": ("efficacy", "methods of selection side by side, on paired seeds"),
 }
 

@@ -28,7 +28,7 @@ import numpy as np
 
 import ftw
 from ftw import guard
-from ftw.gram import squared_norms
+from ftw.inner_products import squared_norms
 
 from .baselines import BASELINES, METHOD, NO_GUARD, Choice, Method, Passes, matched
 from .learner import Array

@@ -38,7 +38,7 @@ import numpy as np
 import ftw
 from ftw import filters, sketch
 from ftw.gradients import Dense
-from ftw.gram import squared_norms
+from ftw.inner_products import squared_norms
 
 from .learner import Array
 from .step import Step

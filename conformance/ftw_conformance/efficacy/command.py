@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ftw._text_files import TextError
+from ftw._demo.text_files import TextError
 
 from . import page, table
 from .ablations import ABLATIONS, METHODS

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ftw._page import STYLE
-from ftw._svg import chart as curves
-from ftw._svg import key, safe
+from ftw.report.page import STYLE
+from ftw.report.svg import chart as curves
+from ftw.report.svg import key, safe
 
 from .baselines import LESS, METHOD, ORACLE, RANDOM, WHOLE
 from .statistics import Cell

@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from ftw import _corpus as corpora
-from ftw._text_files import read_files
+from ftw._demo import corpus as corpora
+from ftw._demo.text_files import read_files
 from ftw.gradients import Dense, OuterProduct, Record, Rows, Sum
 
 from .learner import Adam, Array, Batches, Captured, Layer, Optimizer, Tree
@@ -135,7 +135,7 @@ class Network:
 
     def _losses(self, batch: Any) -> Any:
         import torch
-        from ftw_torch._demo_model import per_sample_loss
+        from ftw_torch.demo.model import per_sample_loss
 
         tokens, following = batch
         return per_sample_loss(self.net, (torch.from_numpy(tokens), torch.from_numpy(following)))
@@ -249,7 +249,7 @@ def _pages(folder: str) -> list[Path]:
 def pretrained(kind: str, pool: tuple[str, ...] = (), target: tuple[str, ...] = ()) -> Any:
     """Return a model that knows the rest of the text."""
     import torch
-    from ftw_torch._demo_model import GPT, per_sample_loss
+    from ftw_torch.demo.model import GPT, per_sample_loss
 
     torch.set_num_threads(1)  # the matrices are small, and results do not depend on the machine's cores
     torch.manual_seed(0)

@@ -1,0 +1,1 @@
+"""Records of per-sample gradients: joined, bucketed, and multiplied with each other."""

@@ -1,0 +1,261 @@
+"""The audit of a selector's first use: captured factors against autograd, parameter by parameter.
+
+Both sum the samples' gradients with different weights, so that a gradient booked to the wrong sample shows up, and so
+does a loss that depends on other samples. What disagrees is tried once more by per-sample autograd, and then refused
+by name. The audit leaves no trace: random generators and buffers are afterwards what they were.
+
+A gradient of zero agrees with anything: branches behind a gate that starts at zero, adapters whose second matrix does.
+While a parameter has had no other, the audit comes back at the second, fourth, eighth ... use.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+import ftw
+from ftw import _array
+from ftw_torch import batches
+from ftw_torch.capture.backward import gradients, has_reentrant
+from ftw_torch.capture.functions import tensors
+from ftw_torch.capture.passes import Randomness
+from ftw_torch.records.join import join
+
+__all__ = ["Audits", "audit"]
+
+MAX_SAMPLES = 3  # enough to tell samples apart; an audit must not take more memory than a step
+
+
+class Audits:
+    """Which parameters a selector has compared, and whether there was a gradient to compare."""
+
+    def __init__(self) -> None:
+        self.compared: dict[str, bool] = {}
+        self.uses = 0
+        self.hooked: set[str] = set()  # have hooks, which may change gradients
+
+    def due(self, parameters: Mapping[str, Tensor]) -> bool:
+        """Count a use; tell whether to compare."""
+        self.uses += 1
+        again = self.uses & (self.uses - 1) == 0  # a power of two
+        hooked = {name for name, p in parameters.items() if p._backward_hooks}
+        new, self.hooked = hooked - self.hooked, hooked
+        told = self.compared.get
+        return bool(new) or any(not told(name, False) and (again or name not in self.compared) for name in parameters)
+
+    def note(self, found: Mapping[str, bool]) -> None:
+        """Write down what `audit` returned."""
+        for name, told in found.items():
+            self.compared[name] = told or self.compared.get(name, False)
+
+
+def audit(
+    capture: Callable[..., Any],
+    losses: Callable[..., Tensor],
+    parameters: Mapping[str, nn.Parameter],
+    slow: dict[str, str],
+    pool: Any,
+    target: Any,
+    buffers: Sequence[Tensor] = (),
+) -> dict[str, bool]:
+    """Compare on the first samples of the target, and of the pool, which may take other ways through the model.
+
+    Returns
+    -------
+    dict of str to bool
+        Whether each parameter had a gradient that could disagree. Empty if nothing could be compared, for losses that
+        are not finite, or one sample only, which says little.
+
+    Raises
+    ------
+    RuntimeError
+        If a parameter's captured gradients disagree with autograd's even by the slow route, naming it.
+    ValueError
+        If a sample's loss is a share of its batch's.
+    """
+    told: dict[str, bool] = {}
+    for batch, what in ((target, "target"), (pool, "pool")):
+        if batch is not None:
+            n = min(batches.size(batch, what), MAX_SAMPLES)
+            found = _compare(capture, losses, parameters, slow, batch, n, what, buffers)
+            if found is not None and n > 1:
+                told = {name: name in found or told.get(name, False) for name in parameters}
+    return told
+
+
+def _compare(
+    capture: Callable[..., Any],
+    losses: Callable[..., Tensor],
+    parameters: Mapping[str, nn.Parameter],
+    slow: dict[str, str],
+    batch: Any,
+    n: int,
+    what: str,
+    buffers: Sequence[Tensor],
+) -> set[str] | None:
+    """Compare on n samples of a batch; return the parameters that could disagree, None if losses are not finite."""
+    wrong: dict[str, float] = {}
+    few = batches.take(batch, torch.arange(n))
+    for attempt in range(2):
+        with _same_state(parameters, buffers) as again:
+            found, records = capture(parameters, few, what)
+            if not bool(torch.isfinite(found).all()):
+                return None
+            weights = torch.arange(1, n + 1, dtype=found.dtype, device=found.device) / n  # (n,)
+            ours = ftw.combine(join([records], [n], parameters), weights)
+            dtypes = {x.dtype for x in _array.leaves(dict(records))} | {p.dtype for p in parameters.values()}
+            del records
+            again()
+            with torch.enable_grad(), _Noting(dtypes):
+                total = (losses(few, n, what) * weights).sum()
+            theirs = gradients(total, list(parameters.values()), reentrant=has_reentrant([total]))
+        wrong, told = _disagreements(parameters, ours, theirs, _coarsest(dtypes))
+        if not wrong:
+            if n == MAX_SAMPLES:  # else the model may take no more
+                with _same_state(parameters, buffers):
+                    _refuse_shares(losses, batch, what, Randomness(parameters))
+            return told
+        if attempt == 0 and not _independent(losses, few, batch, what, found, lambda: _same_state(parameters, buffers)):
+            break
+        if attempt == 0:
+            for name in wrong:
+                slow.setdefault(name, "a layer that mixes samples and tokens in an unknown order")
+            warnings.warn(
+                f"captured gradients of {_listed(wrong)} disagree with autograd's: they are left to one backward "
+                "pass a sample, exact but slow",
+                stacklevel=5,
+            )
+    raise RuntimeError(
+        f"per-sample gradients of {_listed(wrong)} do not add up to autograd's gradient: does a sample's loss depend "
+        "on other samples of the batch, does the forward change from call to call, or does a hook change a gradient?"
+    )
+
+
+def _independent(
+    losses: Callable[..., Tensor],
+    few: Any,
+    batch: Any,
+    what: str,
+    found: Tensor,
+    same_state: Callable[[], AbstractContextManager[Any]],
+) -> bool:
+    """Tell whether the first sample's loss is the same among copies of itself, which draw the same random numbers."""
+    n = len(found)
+    if n < 2:
+        return True
+    with torch.no_grad(), same_state() as rewind:
+        again = _values(losses, few, n, what)
+        if not torch.equal(again, found):
+            return True  # the losses change from call to call
+        rewind()
+        alone = _values(losses, _copies(batch, n), n, what)
+    scale = float(found.abs().max())
+    return float((alone - found)[0].abs()) <= (1e-3 if found.dtype.itemsize > 2 else 5e-2) * scale
+
+
+def _refuse_shares(losses: Callable[..., Tensor], batch: Any, what: str, randomness: Randomness) -> None:
+    """Raise if a sample's loss among two copies of itself is half as large again as among three."""
+    with torch.no_grad():
+        three, two = (_values(losses, _copies(batch, n), n, what)[0] for n in (3, 2))
+    randomness.mark()
+    if randomness.used:  # other masks, other losses
+        return
+    if float((two - 1.5 * three).abs()) <= (1e-3 if two.dtype.itemsize > 2 else 2e-2) * float(two.abs()) and two != 0:
+        raise ValueError(
+            f"the losses of the {what} are shares of their batch's: among three copies of itself a sample has two "
+            "thirds of the loss that it has among two. per_sample_loss must not divide by the number of samples, or by "
+            "that of all their tokens, but leave each sample its own loss"
+        )
+
+
+def _copies(batch: Any, n: int) -> Any:
+    """Return n times the first sample of a batch; of the whole one, whose length tells what goes with samples."""
+    return batches.take(batch, torch.zeros(n, dtype=torch.int64))
+
+
+def _values(losses: Callable[..., Tensor], batch: Any, n: int, what: str) -> Tensor:
+    with torch.enable_grad():
+        return losses(batch, n, what).detach()
+
+
+def _disagreements(
+    parameters: Mapping[str, nn.Parameter],
+    ours: Mapping[str, Tensor],
+    theirs: Sequence[Tensor | None],
+    coarsest: torch.dtype,
+) -> tuple[dict[str, float], set[str]]:
+    """Return the relative errors of parameters that disagree beyond rounding, and those large enough to disagree."""
+    norms = [torch.zeros(()) if g is None else g.norm().float().cpu() for g in theirs]
+    overall = float(torch.stack(norms).norm())
+    wrong, told = {}, set()
+    for (name, p), g, norm in zip(parameters.items(), theirs, norms, strict=True):
+        mine = ours[name].reshape(p.shape)
+        difference = float((mine if g is None else mine - g).norm())
+        relative, floor = _tolerance(coarsest)
+        if difference > relative * float(norm) + floor * overall:
+            wrong[name] = difference / (float(norm) or overall or 1.0)
+        if float(norm) > 10 * floor * overall:
+            told.add(name)
+    return wrong, told
+
+
+def _coarsest(dtypes: Iterable[torch.dtype]) -> torch.dtype:
+    """Return the coarsest floating dtype that gradients went through: float32 if not 16 bits.
+
+    Models in float64 take norms and softmax in float32, where nobody need see it.
+    """
+    return max({torch.float32, *(x for x in dtypes if x.is_floating_point)}, key=lambda dtype: torch.finfo(dtype).eps)
+
+
+class _Noting(TorchFunctionMode):
+    """Notes the dtypes of what the functions of a forward return."""
+
+    def __init__(self, dtypes: set[torch.dtype]) -> None:
+        super().__init__()
+        self.dtypes = dtypes
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run a function of PyTorch."""
+        out = func(*args, **(kwargs or {}))
+        self.dtypes.update(x.dtype for x in tensors(out))
+        return out
+
+
+def _tolerance(dtype: torch.dtype) -> tuple[float, float]:
+    """Return the relative tolerance, and the share of the whole gradient below which a difference is rounding."""
+    eps = torch.finfo(dtype).eps
+    return min(0.2, 1e4 * eps if eps < 1e-4 else 20 * eps), 20 * eps
+
+
+def _listed(wrong: Mapping[str, float]) -> str:
+    named = [f"{name!r} (relative error {error:.2g})" for name, error in list(wrong.items())[:8]]
+    return ", ".join(named) + (f" and {len(wrong) - 8} more" if len(wrong) > 8 else "")
+
+
+@contextmanager
+def _same_state(parameters: Mapping[str, nn.Parameter], buffers: Sequence[Tensor]) -> Iterator[Callable[[], None]]:
+    """Give a function that rewinds random generators and buffers to the start of the block; rewind them after it."""
+    devices = sorted({p.device.index or 0 for p in parameters.values() if p.device.type == "cuda"})
+    with torch.random.fork_rng(devices=devices):
+        cpu = torch.get_rng_state()
+        cuda = [torch.cuda.get_rng_state(i) for i in devices]
+        held = [buffer.clone() for buffer in buffers]
+
+        def rewind() -> None:
+            torch.set_rng_state(cpu)
+            for i, state in zip(devices, cuda, strict=True):
+                torch.cuda.set_rng_state(state, i)
+            for buffer, old in zip(buffers, held, strict=True):
+                if not torch.equal(buffer, old):
+                    buffer.copy_(old)
+
+        try:
+            yield rewind
+        finally:
+            rewind()

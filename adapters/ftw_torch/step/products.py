@@ -1,0 +1,144 @@
+"""The inner products that a choice asks for, answered on the host from a walk over the pool.
+
+What is nearly always asked for comes in one transfer: losses, scores, lengths, and the Gram matrix of the shortlist.
+The rest (a Gram matrix of other candidates after some were dropped, the pool's mean when the guard opens
+unexpectedly) costs one more each.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ftw import guard
+from ftw.choice import Products, strata
+from ftw.geometry import Operator
+from ftw_torch.records.pool import inner
+
+from .pool_pass import Walk
+from .target import Target
+
+__all__ = ["PoolProducts", "fetch"]
+
+
+class PoolProducts:
+    """Losses, scores and inner products of a pool, on the host.
+
+    Parameters
+    ----------
+    walk : Walk
+    goal : Target
+    operators : mapping of str to operator
+    asked : int
+        How many of the best by score the Gram matrix will be asked of; 0 for none.
+
+    Attributes
+    ----------
+    losses, scores : tensor (n,)
+    target_losses : tensor (m,)
+    good : tensor (n',) or None
+        The candidates that take part; None for all. Indices in questions and answers count among them.
+    """
+
+    def __init__(self, walk: Walk, goal: Target, operators: dict[str, Operator], asked: int) -> None:
+        self.walk, self.operators = walk, operators
+        self.good: Tensor | None = None
+        n = len(walk.losses)
+        square = _sum([inner(g, operators[name], g) for name, g in goal.mean.items()])
+        lengths = None if goal.samples is None else walk.unscaled(goal.samples.lengths(operators).mean(), 2)
+        known = None
+        if asked:
+            rest = strata(n, asked)[0][asked:] if self._asks_for_mean(square, lengths, goal) else []
+            places = [*range(asked), *rest]  # from whose Gram matrix the pool's mean can be read off
+            order = walk.scores.argsort(descending=True, stable=True)  # (n,), NaN first or last: dropped in any case
+            chosen = torch.tensor(places).to(order.device, non_blocking=True)
+            known = order[chosen].sort().values
+        gram = None if known is None else walk.gram(None if len(known) == n else known)
+        fetched = fetch([walk.losses, walk.scores, goal.losses, square, lengths, gram, known])
+        self.losses, self.scores, self.target_losses, self.square, self.lengths, self._gram, self._known = fetched
+        self._composed: dict[tuple[Any, ...], dict[str, Tensor]] = {}
+
+    @staticmethod
+    def _asks_for_mean(square: Tensor, lengths: Tensor | None, goal: Target) -> bool:
+        """Tell whether the guard will ask for the pool's mean; on a device, where looking would wait, that it may."""
+        if lengths is None or goal.samples is None:
+            return False
+        return square.device.type != "cpu" or bool(guard.signal(square, lengths, goal.samples.samples)[0] < 1)
+
+    def products(self) -> Products:
+        """Return them in the form in which `ftw.choice.choose` asks."""
+        return Products(self.gram, self.length, self.square, self.lengths, self.against_mean)
+
+    def gram(self, indices: Tensor | None) -> Tensor:
+        """Return ``<g_i, P g_j>`` (s, s)."""
+        where = self._place(indices)
+        known = self._among(where)
+        if known is not None:
+            return known
+        found: Tensor = fetch([self.walk.gram(where.to(self.walk.losses.device))])[0]
+        return found
+
+    def length(self, indices: Tensor, weights: Tensor) -> Tensor:
+        """Return ``|sum_i w_i g_i|^2`` ()."""
+        update = self.update(indices, weights)
+        found = _sum([inner(g, self.operators[name], g) for name, g in update.items()])
+        return self.walk.unscaled(found, 2).to(self.scores.device)
+
+    def update(self, indices: Tensor, weights: Tensor) -> dict[str, Tensor]:
+        """Return ``{name: sum_i w_i g_i}`` on the device of the parameters."""
+        key = tuple(self._place(indices).tolist()), tuple(weights.tolist())
+        if key not in self._composed:
+            self._composed = {key: self.walk.combine(*key)}
+        return self._composed[key]
+
+    def against_mean(self, order: Tensor, short: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return ``|g_T - g_P|^2`` () and ``<g_i, P g_P>`` (s,), g_P the pool's mean as estimated by `strata`."""
+        places, shares = strata(len(order), len(order) if short is None else len(short))
+        own, which = self._place(short), self._place(order[torch.tensor(places, device=order.device)])
+        K = self._among(torch.cat([own, which]))
+        if K is not None or not self.walk.kept:
+            K = self.gram(torch.cat([own, which])) if K is None else K
+            sigma = torch.tensor(shares, dtype=K.dtype)  # (q,)
+            s = len(own)
+            b = self.scores[which].to(K.dtype)  # (q,)
+            distance = self.square - 2 * (b @ sigma) + sigma @ K[s:, s:] @ sigma
+            found = [distance, K[:s, s:] @ sigma]
+        else:
+            device = self.walk.losses.device
+            found = fetch(list(self.walk.against_mean(own.to(device), which.tolist(), shares)))
+        return found[0].to(self.scores.dtype), found[1].to(self.scores.dtype)
+
+    def _place(self, indices: Tensor | None) -> Tensor:
+        """From numbers among those that take part to numbers in the pool."""
+        if indices is None:
+            return torch.arange(len(self.scores)) if self.good is None else self.good
+        return indices if self.good is None else self.good[indices]
+
+    def _among(self, where: Tensor) -> Tensor | None:
+        """Return the part of the Gram matrix that is here, None if some of it is not."""
+        if self._known is None or not bool(torch.isin(where, self._known).all()):
+            return None
+        at = torch.searchsorted(self._known, where)
+        found: Tensor = self._gram[at][:, at]
+        return found
+
+
+def fetch(tensors: list[Any]) -> list[Any]:
+    """Return the tensors on the host, at the cost of one wait for the device; None stays None."""
+    found = [x for x in tensors if x is not None]
+    if all(x.device.type == "cpu" for x in found):
+        return tensors
+    wide = torch.float64 if any(x.dtype in (torch.float64, torch.int64) for x in found) else torch.float32
+    flat = torch.cat([x.reshape(-1).to(wide) for x in found]).cpu()
+    parts = iter(torch.split_with_sizes(flat, [x.numel() for x in found]))
+    return [None if x is None else next(parts).to(x.dtype).view(x.shape) for x in tensors]
+
+
+def _sum(terms: list[Tensor]) -> Tensor:
+    """Return the sum of 0-d tensors, in the widest of their dtypes."""
+    total = terms[0]
+    for x in terms[1:]:
+        total = total.to(torch.promote_types(total.dtype, x.dtype)) + x
+    return total

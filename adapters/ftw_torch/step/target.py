@@ -1,0 +1,93 @@
+"""What the target says at a step: its mean gradient, its losses, and the lengths that the guard wants."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ftw import OuterProduct, Scale
+from ftw.gradients import Record
+from ftw_torch import batches
+from ftw_torch.capture.passes import Passes, as_seen
+from ftw_torch.records.join import seen
+from ftw_torch.records.pool import Pool
+
+from .stream import worth_writing, written
+
+__all__ = ["Target", "refuse_nonfinite", "refuse_target", "target_of"]
+
+
+class Target(NamedTuple):
+    """What the target says at this step."""
+
+    mean: dict[str, Tensor]  # g_T, under the shapes of records
+    losses: Tensor  # (m,)
+    samples: Pool | None = None
+
+
+def target_of(
+    passes: Passes,
+    parameters: Mapping[str, nn.Parameter],
+    batch: Any,
+    micro_batch: int | None,
+    *,
+    samples: bool,
+    what: str = "target",
+) -> Target:
+    """Return the target's mean gradient; with ``samples``, the records it is made from."""
+    m = batches.size(batch, what)
+    pieces = list(batches.split(batch, m, micro_batch))
+    losses: list[Tensor] = []
+    if not samples:
+        total: dict[str, Tensor] = {}
+        for piece in pieces:
+            found, total = passes.gradient(parameters, piece, what, 1 / m, total=total)
+            losses.append(found)
+        mean, pool = as_seen(total), None
+    else:
+        records = []
+        for piece in pieces:
+            found, captured = passes.capture(parameters, piece, what, sink=_write)
+            losses.append(found)
+            records.append(captured)
+        pool = Pool(parameters, records, [len(x) for x in losses])
+        mean = pool.combine(range(m), [1 / m] * m)
+    mean = {
+        name: passes.unscaled(mean[name]) if name in mean else p.detach().new_zeros(seen(p.shape))
+        for name, p in parameters.items()
+    }
+    every = torch.cat(losses)  # (m,)
+    if every.device.type == "cpu" and what == "target":  # elsewhere looking waits: done together with the pool's
+        refuse_nonfinite(every, None, "target")
+    return Target(mean, every, pool)
+
+
+def _write(name: str, record: Record) -> Record:
+    """Write out what will be asked for twice, the mean and the lengths, unless that takes much more memory."""
+    del name
+    return written(record) if isinstance(record, OuterProduct) and worth_writing(record, slack=2.0) else record
+
+
+def refuse_target(goal: Target) -> None:
+    """Raise if the target's gradient is not finite, naming the samples if their records are there."""
+    if goal.samples is not None:
+        lengths = goal.samples.lengths(dict.fromkeys(goal.mean, Scale(1.0)))  # (m,)
+        refuse_nonfinite(torch.zeros_like(lengths), lengths, "target")
+    broken = [name for name, g in goal.mean.items() if not bool(torch.isfinite(g).all())]
+    if broken:
+        raise FloatingPointError(f"the gradient of the target is not finite in {', '.join(map(repr, broken[:8]))}")
+
+
+def refuse_nonfinite(losses: Tensor, scores: Tensor | None, what: str) -> None:
+    """Raise if a loss, or else a score, is NaN or infinite, naming the samples."""
+    for kind, values in (("loss", losses), ("gradient", scores)):
+        if values is None:
+            continue
+        bad = torch.nonzero(~torch.isfinite(values))[:, 0].tolist()
+        if bad:
+            named = ", ".join(map(str, bad[:8])) + (", ..." if len(bad) > 8 else "")
+            remedy = "; on_nonfinite='drop' goes on without them" if what == "pool" and len(bad) < len(values) else ""
+            raise FloatingPointError(f"the {kind} of {what} sample {named} is not finite{remedy}")

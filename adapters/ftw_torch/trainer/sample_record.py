@@ -1,0 +1,43 @@
+"""What a trainer's record says about the samples of a pool: their names, sources and, if asked for, their text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from .step import Ranks
+from .target import row_keys
+
+__all__ = ["about", "decoder"]
+
+Decode = Callable[[Mapping[str, Any]], list[str]]
+
+
+def about(pool: Mapping[str, Any], source: Any, decode: Decode | None, ranks: Ranks) -> dict[str, list[str]]:
+    """Return columns over the pools of all processes: ``id``, the same wherever a sample comes up; source and text."""
+    own = {"id": [key[:12] for key in row_keys(pool)]}
+    if source is not None:
+        own["source"] = [str(x) for x in (source.tolist() if isinstance(source, Tensor) else source)]
+    if decode is not None:
+        own["text"] = decode(pool)
+    every = [json.loads(text) for text in ranks.texts(json.dumps(own))]
+    return {name: [x for one in every for x in one.get(name, ())] for name in own}
+
+
+def decoder(tokenizer: Any) -> Decode:
+    """Return what makes text of the samples of a batch."""
+    if not hasattr(tokenizer, "decode"):
+        raise ValueError("record_text needs processing_class=, a tokenizer that decodes; or leave the text out")
+
+    def decode(batch: Mapping[str, Any]) -> list[str]:
+        ids, mask = batch.get("input_ids"), batch.get("attention_mask")
+        if not isinstance(ids, Tensor):
+            raise ValueError(f"record_text needs 'input_ids' in the batch, which has {sorted(batch)}")
+        ids, mask = ids.cpu(), None if mask is None else mask.cpu().bool()
+        rows = [row if mask is None else row[mask[i]] for i, row in enumerate(ids)]
+        return [tokenizer.decode(row.tolist(), skip_special_tokens=True) for row in rows]
+
+    return decode

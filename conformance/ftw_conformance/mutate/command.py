@@ -1,0 +1,104 @@
+"""``python -m ftw_conformance mutate``: plant errors in copies of the core, and see whether verify notices."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import ftw
+from ftw_conformance.verify.runner import FAIL
+
+from .mutations import MUTATIONS, Mutation
+
+__all__ = ["Outcome", "main", "plant", "try_one"]
+
+
+class Outcome(NamedTuple):
+    """What became of one error: ``caught`` by the named case, ``survived``, or ``stale``."""
+
+    mutation: Mutation
+    verdict: str
+    by: str
+    seconds: float
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; 0 if every error was caught."""
+    parser = argparse.ArgumentParser(prog="python -m ftw_conformance mutate", description=__doc__)
+    parser.add_argument("--only", default="", metavar="TEXT", help="errors whose file or description contains this")
+    parser.add_argument("--first", type=int, metavar="N", help="only so many, evenly spread")
+    parser.add_argument(
+        "--backend", action="append", metavar="NAME", help="verify on these in turn until one notices; numpy by default"
+    )
+    parser.add_argument("--jobs", type=int, default=2, help="errors at a time (default 2)")
+    options = parser.parse_args(argv)
+    chosen = [m for m in MUTATIONS if options.only in f"{m.file} {m.what}"]
+    if options.first and options.first < len(chosen):
+        chosen = [chosen[i * len(chosen) // options.first] for i in range(options.first)]
+    start = time.perf_counter()
+    names = tuple(options.backend or ("numpy",))
+    untouched = try_one(Mutation("status.py", "OK = 0", "OK = 0", "nothing"), names)
+    if untouched.verdict != "survived":
+        print(f"the core as it is does not pass ({untouched.by}): nothing can be told from errors planted in it")
+        return 1
+    with ThreadPoolExecutor(options.jobs) as pool:
+        outcomes = []
+        for outcome in pool.map(lambda m: try_one(m, names), chosen):
+            outcomes.append(outcome)
+            m = outcome.mutation
+            print(f"{outcome.verdict:9} {m.file:26} {m.what:52} {outcome.by}", flush=True)
+    caught = sum(o.verdict == "caught" for o in outcomes)
+    print(f"\n{caught} of {len(outcomes)} caught ({time.perf_counter() - start:.0f} s)")
+    return 0 if outcomes and caught == len(outcomes) else 1
+
+
+def plant(mutation: Mutation, folder: Path) -> bool:
+    """Copy the core to ``folder`` with the error in it; return False if its text is not there."""
+    source = Path(ftw.__file__).parent
+    shutil.copytree(source, folder / "ftw", ignore=shutil.ignore_patterns("__pycache__"))
+    path = folder / "ftw" / mutation.file
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    if mutation.old not in text:
+        return False
+    path.write_text(text.replace(mutation.old, mutation.new, 1), encoding="utf-8")
+    return True
+
+
+def try_one(mutation: Mutation, backends: tuple[str, ...] = ("numpy",)) -> Outcome:
+    """Plant one error and verify on one backend after the other; the working tree is not touched."""
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix="ftw-mutant-") as name:
+        if not plant(mutation, Path(name)):
+            return Outcome(mutation, "stale", "its text is not in the file", 0.0)
+        paths = os.pathsep.join(filter(None, (name, os.environ.get("PYTHONPATH"))))
+        environment = {**os.environ, "PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1"}
+        for backend in backends:
+            by = _noticed(backend, environment, name)
+            if by:
+                return Outcome(mutation, "caught", by, time.perf_counter() - start)
+    return Outcome(mutation, "survived", "", time.perf_counter() - start)
+
+
+def _noticed(backend: str, environment: dict[str, str], folder: str) -> str:
+    """Verify in a process of its own; return the case that failed, or how else the process ended badly."""
+    command = [sys.executable, "-m", "ftw_conformance", "verify", "--backend", backend, "--json", "--fail-fast"]
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, cwd=folder)
+    except subprocess.TimeoutExpired:
+        return "it did not end"
+    if not done.returncode:
+        return ""
+    failed = [r for r in json.loads(done.stdout)["results"] if r["verdict"] == FAIL] if done.stdout.strip() else []
+    if failed:
+        return f"{failed[0]['case']} ({backend}, {failed[0]['dtype']})"
+    lines = done.stderr.strip().splitlines() or [""]
+    return f"verify ended with {lines[-1][:80]}"

@@ -1,0 +1,36 @@
+"""A run's record, and the page made from it. Standard library only.
+
+The record is a file of JSON lines, only ever appended to, one line a step; a process that is killed costs at most the
+line it was writing. Kinds of lines:
+
+- ``header``: format, version, title, anything else that holds for the whole record;
+- ``run``: name, method, seed, anything else about one run;
+- ``step``: run, step, and any of ``loss``, ``target_loss``, ``watch_loss`` (of a second target split), ``test_loss``,
+  ``grad_norm``, ``match``, ``effective_size``, ``shrinkage``, ``status``, ``seconds`` (a number, or parts by name),
+  ``pool`` (samples by source), and ``picked`` and ``refused``: lists of samples, each with any of ``index``,
+  ``weight``, ``score``, ``loss``, ``source``, ``length``, ``text``, and ``id``, the same wherever a sample comes up.
+  ``offered`` has columns over the whole pool: ``id``, ``length``.
+
+The text of samples is left out unless asked for. ``python -m ftw.report run.jsonl`` makes the page: one HTML file
+without scripts or references, in which everything that comes from the data is escaped.
+"""
+
+from .command import main
+from .page import render, write
+from .record import Record, Recorder, Run, describe, read
+from .summary import Summary, paired, summarise, table
+
+__all__ = [
+    "Record",
+    "Recorder",
+    "Run",
+    "Summary",
+    "describe",
+    "main",
+    "paired",
+    "read",
+    "render",
+    "summarise",
+    "table",
+    "write",
+]
