@@ -1,9 +1,9 @@
 """Capture: per-sample gradient factors of every trainable parameter, in one forward and one backward to activations.
 
 While a `Capture` is active it sees each function of PyTorch that a trainable parameter enters, whoever calls it: a
-module, a functional call with a tied weight, a wrapper such as LoRA. Functions with a rule (``layers.py``) are
+module, a functional call with a tied weight, a wrapper such as LoRA. Functions with a rule (``rules/``) are
 replaced by ones that do the same forward, skip the weight's gradient in the backward, and hand over the layer's input
-and output gradient instead. Two things are kept track of: where the samples are in a tensor (``layout.py``), and
+and output gradient instead. Two things are kept track of: where the samples are in a tensor (``batch_axis.py``), and
 which tensors are made of parameters alone (``derived.py``). A parameter that enters a function without a rule is left
 to autograd, one sample at a time: slow, exact, and said once.
 

@@ -1,6 +1,6 @@
 """Optimizers of other packages, known by the path of their class, so that none of the packages is imported for it.
 
-A factory gets the optimizer, for what is kept on it and not in its groups, and returns the reader (``readers.py``).
+A factory gets the optimizer, for what is kept on it and not in its groups, and returns the reader (``torch_optim.py``).
 """
 
 from __future__ import annotations
