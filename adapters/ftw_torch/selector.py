@@ -4,10 +4,11 @@ One pass over the pool does the work:
 
 1. the target's gradient g_T, and the optimizer's response P with g_T folded into its second moment;
 2. the pool's forward, and a backward to activations only: as each layer's output gradient arrives, the layer's share of
-   the scores is added up, and its factors or the gradients made of them are kept, whichever is less (``step/stream.py``);
+   the scores is added up, and its factors or the gradients made of them are kept, whichever is less (``stream.py``);
 3. the choice (`ftw.choice`) on the host, after one transfer, and the weighted gradient composed from what was kept.
 
-With ``mode="two_pass"`` nothing is kept, and the gradient of those chosen comes from going back to them (``step/pool_pass.py``).
+With ``mode="two_pass"`` nothing is kept, and the gradient of those chosen comes from going back to them
+(``step/pool_pass.py``).
 """
 
 from __future__ import annotations

@@ -8,8 +8,17 @@ A backend or an adapter of one's own joins the table with `register_backend` or 
 (docs/conformance.md).
 """
 
-from .verify.adapters import Adapter, TrainingStep, register_adapter
+from .verify.adapters import Adapter, TrainingStep, per_sample, register_adapter
 from .verify.backends import Backend, register_backend
 from .verify.known_gaps import GAPS, Gap
 
-__all__ = ["GAPS", "Adapter", "Backend", "Gap", "TrainingStep", "register_adapter", "register_backend"]
+__all__ = [
+    "GAPS",
+    "Adapter",
+    "Backend",
+    "Gap",
+    "TrainingStep",
+    "per_sample",
+    "register_adapter",
+    "register_backend",
+]

@@ -9,7 +9,7 @@
 
 n candidates a rank, s on the shortlist, p parameters. A record goes round as its factors, or written out where that is
 smaller. Where ``fully_shard`` holds parameters in parts, these and the optimizer's state are gathered too
-(``ftw_torch/fsdp.py``). `DistributedFilterThenWeight.sent` counts the bytes of a step. A rank that fails while it captures or
+(``fsdp.py``). `DistributedFilterThenWeight.sent` counts the bytes of a step. A rank that fails while it captures or
 scores makes all ranks raise; one that dies is noticed by the process group's own timeout.
 """
 

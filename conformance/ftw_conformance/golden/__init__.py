@@ -1,5 +1,5 @@
 """``python -m ftw_conformance golden``: the vectors for ports in other languages."""
 
-from .command import main
+from .command import PATH, check, core, load, main, reference
 
-__all__ = ["main"]
+__all__ = ["PATH", "check", "core", "load", "main", "reference"]

@@ -24,7 +24,7 @@ from .runner import FAIL, PASS, SKIP, Result, measure, with_gap
 from .table import Expect
 from .tolerances import tolerance
 
-__all__ = ["Adapter", "TrainingStep", "names", "register_adapter", "verify"]
+__all__ = ["Adapter", "TrainingStep", "names", "per_sample", "register_adapter", "verify"]
 
 Array = Any
 
