@@ -30,7 +30,7 @@ def windows(samples):
 
 DIGEST = """
 import hashlib
-from ftw._corpus import Stream, load
+from ftw._demo.corpus import Stream, load
 corpus = load()
 stream = Stream(corpus, seed=3)
 print(hashlib.sha256(repr((corpus, stream.pool(7), stream.target(24))).encode()).hexdigest())
