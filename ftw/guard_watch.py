@@ -32,12 +32,12 @@ class GuardWatch:
         self._low = 0
         self._said_few = self._said_low = False
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """Return what a run that is stopped must keep."""
         return {"low": self._low, "said_few": self._said_few, "said_low": self._said_low}
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from a `state`."""
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state_dict`."""
         self._low, self._said_few, self._said_low = int(state["low"]), bool(state["said_few"]), bool(state["said_low"])
 
     def note(self, signal: float, m: int) -> list[str]:

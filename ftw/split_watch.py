@@ -30,12 +30,12 @@ class SplitWatch:
         self.second: list[float] = []
         self.told = False
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """Return what a run that is stopped must keep; the lists go on growing."""
         return {"first": self.first, "second": self.second, "told": self.told}
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from a `state`."""
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state_dict`."""
         self.first, self.second, self.told = list(state["first"]), list(state["second"]), bool(state["told"])
 
     def add(self, first: float, second: float) -> bool:

@@ -16,7 +16,7 @@ from ftw import Selection, Simplex, Status
 from ftw.constraints import Constraint
 from ftw.filters import Filter
 from ftw.geometry import Operator
-from ftw.guard_watch import GuardWatch
+from ftw.spi import GuardWatch
 
 from . import _capture, _names
 from ._layout import operators_of, tree_of

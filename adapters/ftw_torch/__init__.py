@@ -1,6 +1,22 @@
 """PyTorch adapter of Filter-then-Weight: one line where ``loss.backward()`` stood."""
 
+from .errors import CaptureWarning, NonFiniteError, SelectionError, SelectionWarning, TargetWarning
 from .optim.geometry import geometry, linear_update, register_optimizer
 from .selector import FilterThenWeight
 
-__all__ = ["FilterThenWeight", "geometry", "linear_update", "register_optimizer"]
+__all__ = [
+    "CaptureWarning",
+    "FilterThenWeight",
+    "NonFiniteError",
+    "SelectionError",
+    "SelectionWarning",
+    "TargetWarning",
+    "geometry",
+    "linear_update",
+    "register_optimizer",
+]
+
+
+def __dir__() -> list[str]:
+    """Return the public names: what else is here are modules."""
+    return sorted(__all__)

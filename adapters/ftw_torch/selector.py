@@ -23,24 +23,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ftw import Selection, Simplex, Status
-from ftw.choice import check_options, choose
-from ftw.geometry import Operator
-from ftw.guard_watch import GuardWatch
-from ftw.sketch import LARGEST
+from ftw import Selection, Simplex
+from ftw.spi import Constraint, Filter, GuardWatch
 
 from . import batches
-from .amp import Ambient, Overflow, overflowed
+from .amp import Ambient, Overflow
 from .capture.backward import accumulate
-from .capture.discovery import refuse_coupled_layers, trainable
+from .capture.coupling import refuse_coupled_layers
+from .capture.discovery import trainable
 from .capture.passes import Passes, uncompiled
+from .errors import TargetWarning
 from .fsdp import refuse_sharded
 from .optim.geometry import geometry
-from .step.audit import Audits, audit
-from .step.pool_pass import Plan, Walk
-from .step.products import PoolProducts
+from .options import FilterName, Mode, OnNonfinite, Options, Weight
+from .step.audit import audit
+from .step.decide import decide
+from .step.memory import Memory
+from .step.pool_pass import PoolPass, PoolPlan
+from .step.products import pool_products
 from .step.solver import best_solver
-from .step.target import Target, refuse_nonfinite, refuse_target, target_of
+from .step.target import Target, refuse_nonfinite, target_of
 
 __all__ = ["FilterThenWeight"]
 
@@ -64,15 +66,19 @@ class FilterThenWeight:
         ``per_sample_loss(model, batch) -> (n,)``: one loss a sample, not their mean.
     keep : int
         Samples to train on at each step.
+    filter, weight, constraint, ridge, guard
+        See `ftw.filter_then_weight`.
+    shortlist : int, float or None
+        How many go on to the Gram matrix, see `ftw.filter_then_weight`; half of the pool by default.
+    solver : callable, optional
+        Like `ftw.solve_qp`. The default is the compiled one where it is installed.
+    damping : float
+        Damping of the geometry, see `ftw.optimizers.adam`.
     micro_batch : int, optional
-        Walk a pool (and a target) in pieces of this many samples, to bound the memory of activations.
+        Run the passes over pool and target in micro-batches of this many samples, to bound the memory of activations.
     on_nonfinite : {"raise", "drop"}
         What to do about a sample whose loss or gradient is NaN or infinite: raise and name it, or go on without it.
         In the target it always raises.
-    damping : float
-        Damping of the geometry, see `ftw.optimizers.adam`.
-    shortlist : int, float or None
-        How many go on to the Gram matrix, see `ftw.filter_then_weight`; half of the pool by default.
     scaler : torch.amp.GradScaler, optional
         The one whose ``step`` follows: losses are scaled by it, and so is what is added to ``.grad``. A gradient that
         overflows (without ``on_nonfinite="drop"``) is passed on as an infinity, for the scaler to skip the step; the
@@ -84,15 +90,10 @@ class FilterThenWeight:
         its activations; the log (``ftw_torch``) says so. With ``target=None`` records are kept in any mode.
     memory_budget : int, optional
         Bytes of records that one pass may keep.
-    score_rank : int, optional
-        Score by the best approximation of this rank of ``P g_T`` for each matrix: cheaper where layers are wide.
     gram_sketch : int, optional
         Take the Gram matrix from count sketches of this size (at most 32767, see `ftw.sketch`): entries are wrong by
-        about ``|g_i| |g_j| / sqrt(size)``. For two passes over a pool in pieces (``micro_batch``), where the exact one
+        about ``|g_i| |g_j| / sqrt(size)``. For two passes in micro-batches, where the exact one
         has to capture the shortlist again.
-    **options
-        ``filter``, ``weight``, ``constraint``, ``ridge``, ``guard`` and ``solver`` of `ftw.filter_then_weight`. The
-        default solver is the compiled one of ``ftw_reference`` where that is installed.
 
     Notes
     -----
@@ -101,7 +102,7 @@ class FilterThenWeight:
     + V/N`` for both (``docs/cost.md`` has what was measured). Two extra buffers the size of the parameters (g_T and
     the diagonal of P), and the records of the pool: for each layer its inputs, which autograd keeps anyway, and
     output gradients, or else its per-sample gradients. On a GPU a step waits for the device once, to make the choice
-    on the host (and once more where a sample is dropped, where a pool is walked in pieces, and for the length of an
+    on the host (and once more where a sample is dropped, with ``micro_batch``, and for the length of an
     update without a Gram matrix, top-k with uniform weights); the selection's tensors are on the host.
 
     Examples
@@ -118,67 +119,47 @@ class FilterThenWeight:
         per_sample_loss: Loss,
         *,
         keep: int,
-        micro_batch: int | None = None,
-        on_nonfinite: str = "raise",
-        damping: float = 0.1,
+        filter: FilterName | Filter = "matching",
+        weight: Weight = "qp",
+        constraint: Constraint = Simplex(1.0),  # noqa: B008
+        ridge: float = 0.05,
         shortlist: int | float | None = 0.5,
+        solver: Callable[..., Any] | None = None,
+        guard: float = 0.3,
+        damping: float = 0.1,
+        micro_batch: int | None = None,
+        on_nonfinite: OnNonfinite = "raise",
         scaler: torch.amp.GradScaler | None = None,
-        mode: str = "auto",
+        mode: Mode = "auto",
         memory_budget: int | None = None,
-        score_rank: int | None = None,
         gram_sketch: int | None = None,
-        **options: Any,
     ) -> None:
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"model is a {type(model).__name__}; expected an nn.Module")
-        if not callable(per_sample_loss):
-            raise TypeError(f"per_sample_loss is a {type(per_sample_loss).__name__}; expected (model, batch) -> (n,)")
+        check_parts(model, per_sample_loss)
         if scaler is not None and not hasattr(scaler, "scale"):
             raise TypeError(f"scaler is a {type(scaler).__name__}; expected a torch.amp.GradScaler, or None")
-        if not isinstance(keep, int) or isinstance(keep, bool) or keep < 1:
-            raise ValueError(f"keep={keep!r} must be an int >= 1")
-        if on_nonfinite not in ("raise", "drop"):
-            raise ValueError(f"on_nonfinite={on_nonfinite!r} must be 'raise' or 'drop'")
-        if micro_batch is not None and (not isinstance(micro_batch, int) or micro_batch < 1):
-            raise ValueError(f"micro_batch={micro_batch!r} must be an int >= 1 or None")
-        if mode not in ("auto", "one_pass", "two_pass"):
-            raise ValueError(f"mode={mode!r} must be 'auto', 'one_pass' or 'two_pass'")
-        counts = {"memory_budget": memory_budget, "score_rank": score_rank, "gram_sketch": gram_sketch}
-        for name, value in counts.items():
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-                raise ValueError(f"{name}={value!r} must be an int >= 1 or None")
-        if gram_sketch is not None and gram_sketch > LARGEST:
-            raise ValueError(f"gram_sketch={gram_sketch} must be at most {LARGEST}")
-        if not isinstance(damping, (int, float)) or not 0.0 <= damping < math.inf:
-            raise ValueError(f"damping={damping!r} must be a finite number >= 0")
-        allowed = {"filter", "weight", "constraint", "ridge", "guard", "solver"}
-        if set(options) - allowed:
-            raise TypeError(f"unknown options {sorted(set(options) - allowed)}; known: {sorted(allowed)}")
-        self.model = model
-        self.optimizer = optimizer
-        self.per_sample_loss = per_sample_loss
-        self.keep = keep
-        self.micro_batch = micro_batch
-        self.on_nonfinite = on_nonfinite
-        self.damping = damping
-        self.shortlist = shortlist
-        self.scaler = scaler
-        self.options = options
-        self.mode = mode
-        self.memory_budget = memory_budget
-        self.score_rank = score_rank
-        self.gram_sketch = gram_sketch
-        self._slow: dict[str, str] = {}  # parameters left to per-sample autograd, and why
-        self._several: set[str] = set()  # parameters used more than once
-        self._two_passes = mode == "two_pass"
-        self._audits = Audits()  # of captured gradients against autograd's
-        self._warned = False
-        self.guard_watch = GuardWatch()
+        self.options = Options(
+            keep=keep,
+            filter=filter,
+            weight=weight,
+            constraint=constraint,
+            ridge=ridge,
+            shortlist=shortlist,
+            solver=solver,
+            guard=guard,
+            damping=damping,
+            micro_batch=micro_batch,
+            on_nonfinite=on_nonfinite,
+            mode=mode,
+            memory_budget=memory_budget,
+            gram_sketch=gram_sketch,
+        )
+        self.model, self.optimizer, self.per_sample_loss, self.scaler = model, optimizer, per_sample_loss, scaler
+        self.memory = Memory(two_passes=mode == "two_pass")
 
     # ------------------------------------------------------------------------------------------------------------------
     # What the user calls
 
-    def backward(self, pool: Any, target: Any) -> Selection:
+    def backward(self, pool: Any, target: Any, *, keep: int | None = None) -> Selection:
         """Add the gradient of the chosen, weighted samples to ``.grad``, as ``loss.backward()`` would.
 
         Parameters
@@ -187,6 +168,8 @@ class FilterThenWeight:
             Samples on axis 0. A list or an array as long as there are samples (texts, lengths) is cut with them; what
             else there is goes along whole, tuples of numbers too. ``target=None`` takes the pool's own mean as the
             target.
+        keep : int, optional
+            How many samples to train on in this step, in place of the selector's ``keep``.
 
         Returns
         -------
@@ -197,11 +180,10 @@ class FilterThenWeight:
         ------
         ValueError, TypeError
             If batches, losses or options do not fit; the message names the tensor, its shape and the remedy.
-        FloatingPointError
-            If a loss or gradient is not finite, naming the samples.
-        RuntimeError
-            If no answer was found (the selection's status is in the message), if all scores are exactly zero, or if the
-            captured gradients disagree with autograd's, naming the parameters.
+        SelectionError
+            If no answer was found (its ``status`` says why), if all scores are exactly zero, or if the captured
+            gradients disagree with autograd's, naming the ``parameters``. Of a loss or gradient that is not finite it
+            is a FloatingPointError too, naming the ``samples``.
 
         Notes
         -----
@@ -210,7 +192,7 @@ class FilterThenWeight:
         and one that changes a gradient is refused at the first use after it is registered.
         """
         try:
-            selection, update, parameters = self._choose(pool, target, compose=True)
+            selection, update, parameters = self._choose(pool, target, keep, compose=True)
         except Overflow as overflow:
             first = next(iter(trainable(self.model).values()))
             first.grad = torch.full_like(first, math.inf)
@@ -220,10 +202,10 @@ class FilterThenWeight:
             accumulate(p, g.reshape(p.shape).to(p.dtype))
         return selection
 
-    def select(self, pool: Any, target: Any) -> Selection:
+    def select(self, pool: Any, target: Any, *, keep: int | None = None) -> Selection:
         """Return the choice and its weights; ``.grad`` stays untouched. Otherwise like `backward`."""
         try:
-            return self._choose(pool, target, compose=False)[0]
+            return self._choose(pool, target, keep, compose=False)[0]
         except Overflow as overflow:
             return overflow.selection
 
@@ -231,134 +213,110 @@ class FilterThenWeight:
     # The stages
 
     def _choose(
-        self, pool: Any, target: Any, *, compose: bool
+        self, pool: Any, target: Any, keep: int | None, *, compose: bool
     ) -> tuple[Selection, dict[str, Tensor], dict[str, nn.Parameter]]:
         """Return the selection, the update if it is asked for, and the parameters."""
         n = batches.size(pool, "pool")
-        if self.keep > n:
-            raise ValueError(f"keep={self.keep} exceeds the pool of {n} samples; offer more candidates or keep fewer")
+        keep = check_keep(self.options.keep if keep is None else keep, n)
         if target is not None:
             batches.size(target, "target")
-            places = [sorted(map(str, batches.devices(batch))) for batch in (pool, target)]
-            if places[0] != places[1]:
-                raise ValueError(f"the pool lives on {places[0]}, the target on {places[1]}; move one to the other")
+            refuse_other_device(pool, target)
         parameters = trainable(self.model)
         if not parameters:
             raise ValueError("no parameter of the model requires a gradient: there is nothing to train")
         refuse_sharded(parameters, "use ftw_torch.distributed.DistributedFilterThenWeight")
         refuse_coupled_layers(self.model)
         scale = None
-        if self.scaler is not None and self.scaler.is_enabled():
+        scaled = self.scaler is not None and self.scaler.is_enabled()
+        if self.scaler is not None and scaled:
             scale = self.scaler.scale(torch.ones((), device=next(iter(parameters.values())).device))
-        ambient = Ambient()
-        passes = Passes(self.model, self.per_sample_loss, self._slow, ambient, scale)
+        memory, options, ambient = self.memory, self.options, Ambient()
+        passes = Passes(self.model, self.per_sample_loss, memory.slow, ambient, scale)
         with torch.no_grad(), uncompiled(), ambient.off():
-            if self._audits.due(parameters):
-                plain = Passes(self.model, self.per_sample_loss, self._slow, ambient)
-                buffers = list(self.model.buffers())
-                found = audit(plain.capture, plain.losses, parameters, self._slow, pool, target, buffers)
-                self._audits.note(found)
-                if plain.checkpointed and self.mode == "auto" and not self._two_passes:
-                    self._two_passes = True
-                    log.info("the model checkpoints its activations: two passes")
-            goal = self._target(passes, parameters, pool, target)
-            operators = geometry(self.optimizer, parameters, goal.mean, damping=self.damping)
+            self._audit(ambient, parameters, pool, target)
+            aim = self._target(passes, parameters, pool, target)
+            operators = geometry(self.optimizer, parameters, aim.mean, damping=options.damping)
             captured = None
             if target is None:  # the pool is its own target: its records are there
-                assert goal.samples is not None
-                captured, goal = (goal.losses, goal.samples), goal._replace(samples=None)
-            plan = self._plan(n, guarded=goal.samples is not None)
-            walk = Walk(passes, parameters, pool, goal.mean, operators, plan, self._several, captured)
-            if plan.keep and not walk.kept:
-                self._two_passes = True
-            selection, update = self._decide(walk, goal, operators, compose=compose)
+                assert aim.samples is not None
+                captured, aim = (aim.losses, aim.samples), aim._replace(samples=None)
+            plan = self._plan(n, keep, guarded=aim.samples is not None)
+            pool_pass = PoolPass(passes, parameters, pool, aim.mean, operators, plan, memory.reused, captured)
+            pool_pass.run()
+            if plan.keep and not pool_pass.kept:
+                memory.two_passes = True
+            products = pool_products(pool_pass, aim, operators, options.gram_of(n, keep))
+            refuse_nonfinite(products.target_losses, None, "target")
+            solver = best_solver() if options.solver is None else options.solver
+            selection = decide(products, options, keep, solver, scaled=scaled)
+            note_guard(memory.guard_watch, selection, products.targets)
+            update = products.update(selection.indices, selection.weights) if compose else {}
             return selection, update, parameters
 
+    def _audit(self, ambient: Ambient, parameters: dict[str, nn.Parameter], pool: Any, target: Any) -> None:
+        """Compare captured gradients with autograd's where that is due."""
+        memory = self.memory
+        if not memory.audits.due(parameters):
+            return
+        plain = Passes(self.model, self.per_sample_loss, memory.slow, ambient)
+        buffers = list(self.model.buffers())
+        conclusive = audit(plain.capture, plain.losses, parameters, memory.slow, pool, target, buffers)
+        memory.audits.note(conclusive)
+        if plain.checkpointed and self.options.mode == "auto" and not memory.two_passes:
+            memory.two_passes = True
+            log.info("the model checkpoints its activations: two passes")
+
     def _target(self, passes: Passes, parameters: dict[str, nn.Parameter], pool: Any, target: Any) -> Target:
-        """Return the target's mean gradient, with its samples' records if the guard wants them."""
+        """Return the target's mean gradient, with its samples' records if the guard needs them."""
+        micro_batch = self.options.micro_batch
         if target is None:
-            return target_of(passes, parameters, pool, self.micro_batch, samples=True, what="pool")
-        guarded = self.options.get("guard", 0.3) != 0
+            return target_of(passes, parameters, pool, micro_batch, samples=True, what="pool")
+        guarded = self.options.guard != 0
         if guarded and batches.size(target, "target") == 1:
             guarded = False
-            if not self._warned:
-                self._warned = True
-                warnings.warn("the guard cannot judge one target sample: give two or more, or guard=0", stacklevel=4)
-        return target_of(passes, parameters, target, self.micro_batch, samples=guarded)
+            if not self.memory.warned_of_one_target:
+                self.memory.warned_of_one_target = True
+                words = "the guard cannot judge one target sample: give two or more, or guard=0"
+                warnings.warn(words, TargetWarning, stacklevel=4)
+        return target_of(passes, parameters, target, micro_batch, samples=guarded)
 
-    def _plan(self, n: int, *, guarded: bool) -> Plan:
-        """Return how to walk a pool of n."""
-        keep = not self._two_passes
-        budget = self.memory_budget if self.mode == "auto" else None
-        asked = self._asks(n)
-        if not asked and guarded and (not keep or budget is not None):
-            asked = self._go_on(n)  # the guard's means come from the Gram matrix where no records are
-        return Plan(asked, keep, self.micro_batch, self.score_rank, budget, self.gram_sketch)
+    def _plan(self, n: int, keep: int, *, guarded: bool) -> PoolPlan:
+        """Return how the pass over a pool of n is run."""
+        options = self.options
+        kept = not self.memory.two_passes
+        budget = options.memory_budget if options.mode == "auto" else None
+        asked = options.gram_of(n, keep)
+        if not asked and guarded and (not kept or budget is not None):
+            asked = options.shortlist_of(n, keep)  # the guard's means come from the Gram matrix where no records are
+        return PoolPlan(asked, kept, options.micro_batch, budget, options.gram_sketch)
 
-    def _go_on(self, n: int) -> int:
-        """Return the length of the shortlist, or raise what is wrong with the options."""
-        o = self.options
-        return check_options(
-            n,
-            self.keep,
-            o.get("filter", "matching"),
-            o.get("weight", "qp"),
-            o.get("constraint", Simplex()),
-            o.get("ridge", 0.05),
-            self.shortlist,
-            o.get("guard", 0.3),
-        )
 
-    def _asks(self, n: int) -> int:
-        """Return how many of the best by score the choice will ask the Gram matrix of."""
-        go_on = self._go_on(n)
-        if self.options.get("filter", "matching") != "top_k":
-            return go_on
-        return self.keep if self.options.get("weight", "qp") == "qp" else 0
+def check_parts(model: Any, per_sample_loss: Any) -> None:
+    """Raise if the model or the loss is something else."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}; expected an nn.Module")
+    if not callable(per_sample_loss):
+        raise TypeError(f"per_sample_loss is a {type(per_sample_loss).__name__}; expected (model, batch) -> (n,)")
 
-    def _decide(
-        self, walk: Walk, goal: Target, operators: dict[str, Operator], *, compose: bool
-    ) -> tuple[Selection, dict[str, Tensor]]:
-        """Return the selection, made on the host, and its update; a status without weights becomes an exception."""
-        n = len(walk.losses)
-        pool = PoolProducts(walk, goal, operators, self._asks(n))
-        refuse_nonfinite(pool.target_losses, None, "target")
-        good = pool.good = self._good(pool.losses, pool.scores, goal)
-        keep = self.keep if good is None else min(self.keep, len(good))
-        options = {"solver": best_solver(), "shortlist": self.shortlist, **self.options}
-        targets = 0 if goal.samples is None else goal.samples.samples
-        scores = pool.scores if good is None else pool.scores[good]
-        chosen = choose(scores, pool.products(), keep=keep, targets=targets, **options)
-        status = Status(int(chosen.status))
-        if status in (Status.NOT_FINITE, Status.INFEASIBLE, Status.NOT_PSD):
-            raise RuntimeError(f"no weights for this pool: {status.message} ({status.name})")
-        update = pool.update(chosen.indices, chosen.weights) if compose else {}
-        self._note(chosen, targets)
-        if good is not None:
-            full = torch.full((n,), math.nan, dtype=scores.dtype).index_copy(0, good, scores)
-            chosen = chosen._replace(indices=good[chosen.indices], scores=full)
-        return chosen._replace(losses=pool.losses, target_loss=pool.target_losses.mean()), update
 
-    def _note(self, chosen: Selection, targets: int) -> None:
-        """Say what the guard's statistics have to say over the steps, if it had target samples to judge by."""
-        if targets:
-            for words in self.guard_watch.note(float(chosen.signal), targets):
-                _warn_once(words)
+def check_keep(keep: Any, n: int | None = None) -> int:
+    """Return how many of n samples to keep, or raise if that is no number of them."""
+    if not isinstance(keep, int) or isinstance(keep, bool) or keep < 1:
+        raise ValueError(f"keep={keep!r} must be an int >= 1")
+    if n is not None and keep > n:
+        raise ValueError(f"keep={keep} exceeds the pool of {n} samples; offer more candidates or keep fewer")
+    return keep
 
-    def _good(self, losses: Tensor, scores: Tensor, goal: Target) -> Tensor | None:
-        """Return the samples that are finite if some are not and may be dropped, None for all; raise otherwise."""
-        bad = ~(torch.isfinite(losses) & torch.isfinite(scores))  # (n,)
-        if bool((scores == 0).all()):
-            raise RuntimeError(
-                "the scores of all candidates are exactly zero: the target's gradient does not reach any parameter "
-                "that the pool trains, or the optimizer's response is zero"
-            )
-        if not bool(bad.any()):
-            return None
-        if bool(bad.all()) and (self.scaler is None or not self.scaler.is_enabled()):
-            refuse_target(goal)
-        if self.on_nonfinite == "raise" or bool(bad.all()):
-            if self.scaler is not None and self.scaler.is_enabled() and bool(torch.isfinite(losses).all()):
-                raise Overflow(overflowed(self.keep, scores, losses, goal.losses))
-            refuse_nonfinite(losses, scores, "pool")
-        return torch.nonzero(~bad)[:, 0]  # (n',)
+
+def refuse_other_device(pool: Any, target: Any) -> None:
+    """Raise if the pool and the target live on different devices."""
+    devices = [sorted(map(str, batches.devices(batch))) for batch in (pool, target)]
+    if devices[0] != devices[1]:
+        raise ValueError(f"the pool lives on {devices[0]}, the target on {devices[1]}; move one to the other")
+
+
+def note_guard(watch: GuardWatch, selection: Selection, targets: int) -> None:
+    """Warn of what the guard's statistics say over the steps, if it had target samples to judge by."""
+    if targets:
+        for words in watch.note(float(selection.signal), targets):
+            _warn_once(words)

@@ -138,27 +138,20 @@ def test_keep_exceeds_the_pool(call):
         ({"on_nonfinite": "skip"}, ValueError, "on_nonfinite='skip'"),
         ({"micro_batch": 0}, ValueError, "micro_batch=0"),
         ({"damping": -0.1}, ValueError, "damping=-0.1 must be a finite number"),
-        ({"filtre": "top_k"}, TypeError, "unknown options.*filtre"),
+        ({"filtre": "top_k"}, TypeError, "unexpected keyword.*filtre"),
+        ({"mode": "three"}, ValueError, "mode='three'"),
+        ({"solver": 3}, TypeError, "solver is a int"),
+        ({"filter": "best"}, ValueError, "filter='best' is not one of"),
+        ({"weight": "some"}, ValueError, "weight='some'"),
+        ({"ridge": -1.0}, ValueError, "ridge=-1.0"),
+        ({"guard": 2.0}, ValueError, "guard=2.0"),
+        ({"shortlist": 0}, ValueError, "shortlist=0"),
+        ({"constraint": 1.0}, TypeError, "constraint is a float"),
     ],
 )
 def test_options(options, kind, match):
     with pytest.raises(kind, match=match):
         Case(**options)
-
-
-@both
-@pytest.mark.parametrize(
-    ("options", "match"),
-    [
-        ({"filter": "best"}, "filter='best' is not one of"),
-        ({"weight": "some"}, "weight='some'"),
-        ({"ridge": -1.0}, "ridge=-1.0"),
-        ({"guard": 2.0}, "guard=2.0"),
-        ({"shortlist": 0}, "shortlist=0"),
-    ],
-)
-def test_options_of_the_core(options, match, call):
-    Case(**options).refuses(ValueError, match, batch(8), batch(3), call)
 
 
 @both

@@ -27,17 +27,18 @@ from torch.overrides import TorchFunctionMode
 
 from ftw import Dense
 from ftw.gradients import Record
+from ftw_torch.errors import CaptureWarning
 from ftw_torch.records.join import merge, seen
 
 from . import batch_axis as layout
 from . import batching as moves
 from .backward import gradients, has_reentrant
 from .batch_axis import Layout, Scattered
-from .coupling import refuse_batch_statistics, refuse_coupled_layers
+from .coupling import refuse_batch_statistics
 from .derived import Aligned, Derived, Key, pull_of, written_out
 from .functions import INPLACE, PLAIN, WRITES, first, tensors, transformed
 
-__all__ = ["Capture", "refuse_coupled_layers", "trainable"]
+__all__ = ["Capture", "trainable"]
 
 Sink = Callable[[str, Record], Record | None]
 
@@ -404,6 +405,7 @@ class Capture(TorchFunctionMode):
                 warnings.warn(
                     f"{name!r} enters {function}, for which there is no rule: its per-sample gradients come from one "
                     "backward pass a sample, exact but slow",
+                    CaptureWarning,
                     stacklevel=5,
                 )
 

@@ -13,6 +13,7 @@ from torch import Tensor
 import ftw
 from ftw import Dense, OuterProduct, Rows, Sum
 from ftw.gradients import Record
+from ftw_torch.errors import SelectionError
 from ftw_torch.records.join import is_empty, seen
 
 __all__ = ["Exchange", "Layouts"]
@@ -43,7 +44,7 @@ class Exchange:
             raise error
         failed = [f"rank {rank}: {note}" for rank, note in enumerate(notes) if note]
         if failed:
-            raise RuntimeError(f"another rank failed in {what}, so all stop: {'; '.join(failed)}")
+            raise SelectionError(f"another rank failed in {what}, so all stop: {'; '.join(failed)}")
         found: T = value
         return found
 

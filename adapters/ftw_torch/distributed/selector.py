@@ -16,48 +16,39 @@ scores makes all ranks raise; one that dies is noticed by the process group's ow
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 import ftw
-from ftw import Selection, Status
-from ftw.choice import Products, choose, strata
-from ftw.geometry import Operator
+from ftw import Selection, Simplex
 from ftw.gradients import Record
-from ftw.inner_products import cross_gram, squared_norms
+from ftw.spi import Constraint, Filter
 from ftw_torch import batches
 from ftw_torch.amp import Ambient
 from ftw_torch.capture.backward import accumulate
-from ftw_torch.capture.discovery import refuse_coupled_layers, trainable
+from ftw_torch.capture.coupling import refuse_coupled_layers
+from ftw_torch.capture.discovery import trainable
 from ftw_torch.capture.passes import Passes, uncompiled
 from ftw_torch.fsdp import cut_as, part_bytes, refuse_offloaded, refuse_sharded, whole
-from ftw_torch.optim.geometry import geometry, unwrapped
-from ftw_torch.records.blocks import add_sketches
+from ftw_torch.options import FilterName, OnNonfinite, Options, Weight
 from ftw_torch.records.join import join, seen
-from ftw_torch.selector import FilterThenWeight
+from ftw_torch.selector import check_keep, check_parts, note_guard
 from ftw_torch.step.audit import audit
+from ftw_torch.step.decide import decide
+from ftw_torch.step.memory import Memory
+from ftw_torch.step.solver import best_solver
 from ftw_torch.step.target import refuse_nonfinite
 
-from .collectives import Exchange, Layouts
+from .candidates import AllCandidates, Local, gather_candidates
+from .collectives import Exchange
 
 __all__ = ["DistributedFilterThenWeight"]
 
 
-class Local(NamedTuple):
-    """What one rank found by itself."""
-
-    candidates: dict[str, Record]
-    losses: Tensor  # (n,)
-    samples: dict[str, Record] | None  # of the target
-    total: dict[str, Tensor]  # sum of the target's gradients
-    target_losses: Tensor  # (m,)
-
-
-class DistributedFilterThenWeight(FilterThenWeight):
+class DistributedFilterThenWeight:
     """`FilterThenWeight` over the pools of all processes of a group.
 
     Parameters
@@ -73,9 +64,8 @@ class DistributedFilterThenWeight(FilterThenWeight):
         The default one unless told.
     max_bytes : int
         Of the records that are on one rank at a time while the Gram matrix is formed.
-    **options
-        The other arguments of `FilterThenWeight`, but for two passes, ``memory_budget``, ``score_rank`` and ``scaler``.
-        With ``gram_sketch`` processes exchange sketches in place of records.
+    filter, weight, constraint, ridge, shortlist, solver, guard, damping, micro_batch, on_nonfinite, gram_sketch
+        As in `FilterThenWeight`. With ``gram_sketch`` processes exchange sketches in place of records.
 
     Attributes
     ----------
@@ -97,50 +87,73 @@ class DistributedFilterThenWeight(FilterThenWeight):
         per_sample_loss: Callable[[nn.Module, Any], Tensor],
         *,
         keep: int,
+        filter: FilterName | Filter = "matching",
+        weight: Weight = "qp",
+        constraint: Constraint = Simplex(1.0),  # noqa: B008
+        ridge: float = 0.05,
+        shortlist: int | float | None = 0.5,
+        solver: Callable[..., Any] | None = None,
+        guard: float = 0.3,
+        damping: float = 0.1,
+        micro_batch: int | None = None,
+        on_nonfinite: OnNonfinite = "raise",
+        gram_sketch: int | None = None,
         group: Any = None,
         max_bytes: int = 1 << 26,
-        **options: Any,
     ) -> None:
-        alone = [name for name in ("memory_budget", "score_rank", "scaler") if options.get(name) is not None]
-        alone += ["mode"] * (options.get("mode") == "two_pass")
-        if alone:
-            raise ValueError(f"{', '.join(alone)}: not for several processes, which keep records and score exactly")
-        super().__init__(model, optimizer, per_sample_loss, keep=keep, **options)
+        check_parts(model, per_sample_loss)
+        self.options = Options(
+            keep=keep,
+            filter=filter,
+            weight=weight,
+            constraint=constraint,
+            ridge=ridge,
+            shortlist=shortlist,
+            solver=solver,
+            guard=guard,
+            damping=damping,
+            micro_batch=micro_batch,
+            on_nonfinite=on_nonfinite,
+            gram_sketch=gram_sketch,
+        )
         if not dist.is_available() or not dist.is_initialized():
             raise RuntimeError(
                 "no process group: call torch.distributed.init_process_group first, or use FilterThenWeight"
             )
         if not isinstance(max_bytes, int) or max_bytes < 1:
             raise ValueError(f"max_bytes={max_bytes!r} must be an int >= 1")
+        self.model, self.optimizer, self.per_sample_loss = model, optimizer, per_sample_loss
+        self.memory = Memory()
         self.group, self.max_bytes = group, max_bytes
         self.sent: dict[str, int] = {}
+        self._start, self._size = 0, 0  # of this rank's pool in the last step
 
-    def backward(self, pool: Any, target: Any) -> Selection:
+    def backward(self, pool: Any, target: Any, *, keep: int | None = None) -> Selection:
         """Add the update to ``.grad``, the same on every rank; see `FilterThenWeight.backward`."""
         ambient = Ambient()
         with torch.no_grad(), uncompiled(), ambient.off():
-            step = self._step(pool, target, ambient)
-            selection = step.choice()
-            update = step.reduced(selection.indices, selection.weights, "update")
-            for name, p in step.parameters.items():
-                if step.layouts.used(name):
+            candidates, selection = self._choose(pool, target, keep, ambient)
+            update = candidates.reduced(selection.indices, selection.weights, "update")
+            for name, p in candidates.parameters.items():
+                if candidates.layouts.used(name):
                     accumulate(p, cut_as(update[name].reshape(p.shape).to(p.dtype), p))
         return selection
 
-    def select(self, pool: Any, target: Any) -> Selection:
+    def select(self, pool: Any, target: Any, *, keep: int | None = None) -> Selection:
         """Return the choice of all ranks and its weights; ``.grad`` stays untouched."""
         ambient = Ambient()
         with torch.no_grad(), uncompiled(), ambient.off():
-            return self._step(pool, target, ambient).choice()
+            return self._choose(pool, target, keep, ambient)[1]
 
     def mine(self, selection: Selection) -> tuple[Tensor, Tensor]:
-        """Return the places in this rank's pool of those chosen, and their weights."""
+        """Return the selected samples of this rank's pool, as numbers in it, and their weights."""
         here = (selection.indices >= self._start) & (selection.indices < self._start + self._size)
         return selection.indices[here] - self._start, selection.weights[here]
 
-    def _step(self, pool: Any, target: Any, ambient: Ambient) -> Step:
-        exchange = Exchange(self.group)
-        passes = Passes(self.model, self.per_sample_loss, self._slow, ambient)
+    def _choose(self, pool: Any, target: Any, keep: int | None, ambient: Ambient) -> tuple[AllCandidates, Selection]:
+        exchange, memory, options = Exchange(self.group), self.memory, self.options
+        keep = options.keep if keep is None else check_keep(keep)
+        passes = Passes(self.model, self.per_sample_loss, memory.slow, ambient)
         self.sent = exchange.sent
         with whole(self.model):
             parameters = trainable(self.model)
@@ -150,18 +163,31 @@ class DistributedFilterThenWeight(FilterThenWeight):
         parameters = trainable(self.model)  # where they are sharded, the parts again
         refuse_offloaded(parameters, {name: device for name, (_, device) in used.items()})
         exchange.count("parameters", sum(part_bytes(p, used[name][0]) for name, p in parameters.items()))
-        step = Step(self, exchange, parameters, local)
-        self._start, self._size = step.start, len(local.losses)
-        return step
+        candidates = gather_candidates(
+            exchange,
+            parameters,
+            local,
+            keep=keep,
+            optimizer=self.optimizer,
+            damping=options.damping,
+            sketch=options.gram_sketch,
+            max_bytes=self.max_bytes,
+        )
+        self._start, self._size = candidates.start, len(local.losses)
+        selection = decide(candidates, options, keep, best_solver() if options.solver is None else options.solver)
+        if exchange.rank == 0:
+            note_guard(memory.guard_watch, selection, candidates.targets)
+        return candidates, selection
 
     def _local(self, passes: Passes, parameters: dict[str, nn.Parameter], pool: Any, target: Any) -> Local:
         """Capture this rank's pool and target."""
         if not parameters:
             raise ValueError("no parameter of the model requires a gradient: there is nothing to train")
         refuse_coupled_layers(self.model)
-        if self._audits.due(parameters):
+        memory = self.memory
+        if memory.audits.due(parameters):
             buffers = list(self.model.buffers())
-            self._audits.note(audit(passes.capture, passes.losses, parameters, self._slow, pool, target, buffers))
+            memory.audits.note(audit(passes.capture, passes.losses, parameters, memory.slow, pool, target, buffers))
         none: tuple[dict[str, Record], Tensor] = {}, next(iter(parameters.values())).new_zeros(0)
         candidates, losses = none if pool is None else self._all(passes, parameters, pool, "pool")
         samples, found = (candidates, losses) if target is None else self._all(passes, parameters, target, "target")
@@ -169,165 +195,13 @@ class DistributedFilterThenWeight(FilterThenWeight):
         total = {name: total[name] if name in total else p.new_zeros(seen(p.shape)) for name, p in parameters.items()}
         if target is not None:
             refuse_nonfinite(found, None, "target")
-        guarded = target is not None and self.options.get("guard", 0.3) != 0
+        guarded = target is not None and self.options.guard != 0
         return Local(candidates, losses, samples if guarded else None, total, found)
 
     def _all(
         self, passes: Passes, parameters: Mapping[str, nn.Parameter], batch: Any, what: str
     ) -> tuple[dict[str, Record], Tensor]:
         n = batches.size(batch, what)
-        found = [passes.capture(parameters, piece, what) for piece in batches.split(batch, n, self.micro_batch)]
+        found = [passes.capture(parameters, piece, what) for piece in batches.split(batch, n, self.options.micro_batch)]
         records = join([records for _, records in found], [len(losses) for losses, _ in found], parameters)
         return records, torch.cat([losses for losses, _ in found])
-
-
-class Step:
-    """One step, from the ranks' own findings on; every rank goes through the same collectives."""
-
-    def __init__(
-        self,
-        selector: DistributedFilterThenWeight,
-        exchange: Exchange,
-        parameters: dict[str, nn.Parameter],
-        local: Local,
-    ) -> None:
-        self.selector, self.exchange, self.parameters, self.local = selector, exchange, parameters, local
-        n, m = len(local.losses), len(local.target_losses)
-        sizes = exchange.counts([n, m])
-        self.sizes, targets = [size for size, _ in sizes], sum(size for _, size in sizes)
-        self.start, self.n = sum(self.sizes[: exchange.rank]), sum(self.sizes)
-        if not 1 <= selector.keep <= self.n or targets == 0:
-            raise ValueError(
-                f"keep={selector.keep} of {self.n} candidates on all ranks, with {targets} target samples; offer more"
-            )
-        self.layouts = Layouts(exchange, local.candidates, parameters)
-        self.targets = targets if local.samples is not None else 0
-        loss = local.target_losses.sum()
-        *found, loss = exchange.add([*local.total.values(), loss], "target")
-        self.target_loss = loss / targets
-        self.goal = {name: g / targets for name, g in zip(local.total, found, strict=True)}
-        self.operators = self._geometry()
-        own, norms = exchange.together("scoring its pool", self._scored)
-        norms = exchange.add([norms], "target")[0]
-        self.samples = norms / targets if self.targets > 1 else None
-        both = exchange.rows(torch.stack([local.losses.to(own.dtype), own], 1), self.sizes, "scores")
-        self.losses, self.scores = both[:, 0], both[:, 1]  # (N,), (N,)
-
-    def _geometry(self) -> dict[str, Operator]:
-        """Return P, the same on every rank: from the same state, or from that of all where it is sharded."""
-        optimizers = unwrapped(self.selector.optimizer)
-        for p in self.parameters.values():
-            if hasattr(p, "placements"):
-                state = [one.state.get(p, {}) for one in optimizers]
-                self.exchange.count("state", sum(map(part_bytes, tree_leaves([p, state]))))
-        return geometry(optimizers, self.parameters, self.goal, damping=self.selector.damping)
-
-    def _scored(self) -> tuple[Tensor, Tensor]:
-        local = self.local
-        own = ftw.scores(local.candidates, self.goal, self.operators) if len(local.losses) else local.losses
-        norms = own.new_zeros(())
-        if local.samples is not None and len(local.target_losses):
-            norms = squared_norms(local.samples, self.operators).sum()
-        return own, norms
-
-    def choice(self) -> Selection:
-        """Return the selection; a status that leaves no usable weights becomes an exception, on every rank."""
-        bad = ~(torch.isfinite(self.losses) & torch.isfinite(self.scores))
-        if bool((self.scores == 0).all()):
-            raise RuntimeError("the scores of all candidates on all ranks are exactly zero")
-        good = None
-        keep = self.selector.keep
-        if bool(bad.any()):
-            if self.selector.on_nonfinite == "raise" or bool(bad.all()):
-                raise FloatingPointError(f"the loss or gradient of {self._named(bad)} is not finite")
-            good = torch.nonzero(~bad)[:, 0]
-            keep = min(keep, len(good))
-
-        def place(indices: Tensor | None) -> Tensor:
-            if indices is None:
-                return torch.arange(self.n, device=self.scores.device) if good is None else good
-            return indices if good is None else good[indices]
-
-        def length(indices: Tensor, weights: Tensor) -> Tensor:
-            return self._inner(self.reduced(place(indices), weights, "length"))
-
-        def pool(order: Tensor, short: Tensor | None) -> tuple[Tensor, Tensor]:
-            places, shares = strata(len(order), len(order) if short is None else len(short))
-            some = order[torch.tensor(places, device=order.device)]
-            weights = torch.tensor(shares, dtype=self.scores.dtype, device=self.scores.device)
-            mean = self.reduced(place(some), weights, "guard")
-            local = self.local
-            own = ftw.scores(local.candidates, mean, self.operators) if len(local.losses) else self.scores[:0]
-            every = self.exchange.rows(own.to(self.scores.dtype)[:, None], self.sizes, "guard")[:, 0]
-            return self._inner({name: g - mean[name] for name, g in self.goal.items()}), every[place(short)]
-
-        products = Products(lambda i: self.gram(place(i)), length, self._inner(self.goal), self.samples, pool)
-        scores = self.scores if good is None else self.scores[good]
-        options = {"shortlist": self.selector.shortlist, **self.selector.options}
-        chosen = choose(scores, products, keep=keep, targets=self.targets, **options)
-        status = Status(int(chosen.status))
-        if status in (Status.NOT_FINITE, Status.INFEASIBLE, Status.NOT_PSD):
-            raise RuntimeError(f"no weights for this pool: {status.message} ({status.name})")
-        if self.exchange.rank == 0:
-            self.selector._note(chosen, self.targets)
-        full = torch.where(bad, torch.nan, self.scores)
-        chosen = chosen._replace(indices=place(chosen.indices), scores=full)
-        return chosen._replace(losses=self.losses, target_loss=self.target_loss)
-
-    def gram(self, indices: Tensor) -> Tensor:
-        """Return ``<g_i, P g_j>`` (s, s) of candidates of all ranks, exactly or from sketches."""
-        wanted = indices.tolist()
-        starts = [sum(self.sizes[:r]) for r in range(len(self.sizes))]
-        owned = [
-            [(at, i - start) for at, i in enumerate(wanted) if start <= i < start + size]
-            for start, size in zip(starts, self.sizes, strict=True)
-        ]  # by rank: (place in the matrix, place in the rank's pool)
-        counts = [len(some) for some in owned]
-        mine = torch.tensor([i for _, i in owned[self.exchange.rank]], dtype=torch.int64, device=indices.device)
-        rows = self.scores.new_zeros(len(mine), len(wanted))  # (s_r, s)
-        own = ftw.take(self.local.candidates, mine) if len(mine) else {}
-        order = torch.tensor([at for some in owned for at, _ in some], device=indices.device)  # (s,)
-        m = self.selector.gram_sketch
-        if m is not None:
-            x = self.scores.new_zeros(len(mine), m)  # (s_r, m)
-            for name, record in own.items() if len(mine) else ():
-                x += add_sketches(name, [record], self.operators[name], m).to(x.dtype)
-            x = self.exchange.rows(x, counts, "gram")[order.argsort()]  # (s, m), as asked
-            return x @ x.T
-        for name, operator in self.operators.items():
-            if not self.layouts.used(name):
-                continue
-            size = self.layouts.chunk(name, self.selector.max_bytes)
-            for begin in range(0, max(counts), size):
-                places = [at for some in owned for at, _ in some[begin : begin + size]]
-                here = ftw.take({name: own[name]}, torch.arange(len(mine), device=indices.device)[begin : begin + size])[name] if begin < len(mine) else None  # fmt: skip  # noqa: E501
-                others = self.layouts.gather(name, here, [max(0, min(size, c - begin)) for c in counts], size)
-                if len(mine):
-                    found = cross_gram({name: own[name]}, {name: others}, {name: operator})
-                    rows[:, torch.tensor(places, device=indices.device)] += found.to(rows.dtype)
-        every = self.exchange.rows(rows, counts, "gram")  # (s, s), by rank
-        full = torch.empty_like(every)
-        full[order] = every
-        return (full + full.T) / 2
-
-    def reduced(self, indices: Tensor, weights: Tensor, what: str) -> dict[str, Tensor]:
-        """Return ``{name: sum_i w_i g_i}`` over candidates of all ranks."""
-        here = (indices >= self.start) & (indices < self.start + len(self.local.losses)) & (weights != 0)
-        own = {name: torch.zeros_like(g) for name, g in self.goal.items()}
-        if bool(here.any()):
-            chosen = ftw.take(self.local.candidates, indices[here] - self.start)
-            own |= ftw.combine(chosen, weights[here])
-        return dict(zip(own, self.exchange.add(list(own.values()), what), strict=True))
-
-    def _inner(self, g: Mapping[str, Tensor]) -> Tensor:
-        total: Any = sum(operator.inner(g[name], g[name]) for name, operator in self.operators.items())
-        return torch.as_tensor(total, dtype=self.scores.dtype, device=self.scores.device)
-
-    def _named(self, bad: Tensor) -> str:
-        out, start = [], 0
-        for rank, size in enumerate(self.sizes):
-            places = torch.nonzero(bad[start : start + size])[:, 0].tolist()
-            start += size
-            if places:
-                out.append(f"sample {', '.join(map(str, places[:8]))} of rank {rank}'s pool")
-        return " and ".join(out)

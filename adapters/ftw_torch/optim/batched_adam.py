@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ftw.geometry import Diagonal, Operator
-from ftw.optimizers._update import correction
+from ftw.spi import correction
 from ftw_torch.records.join import seen
 
 from .torch_optim import number

@@ -11,10 +11,9 @@ from torch import Tensor
 
 import ftw
 from ftw import Dense, OuterProduct, Rows, sketch
-from ftw import _array as arrays
 from ftw.geometry import Diagonal, Operator, Scale
 from ftw.gradients import Record, matrix_shape
-from ftw.inner_products import squared_norms
+from ftw.spi import leaves, namespace, squared_norms
 
 from .join import join_same
 
@@ -125,7 +124,7 @@ def _block(record: Record, rows: slice, width: int) -> Tensor:
         g = g.reshape(g.shape[0], *matrix_shape(record.shape))[:, rows]
         out: Tensor = g.float() if g.dtype.itemsize < 4 else g
         return out
-    xp = arrays.namespace(*arrays.leaves(record))
+    xp = namespace(*leaves(record))
     found: Tensor = record.block(xp, rows, slice(0, width))
     return found
 
@@ -172,10 +171,10 @@ def _compact(rows: Tensor, size: int) -> tuple[Tensor, Tensor | None, int]:
 
 
 def _leaf(record: Record) -> Tensor:
-    out: Tensor = arrays.leaves(record)[0]
+    out: Tensor = leaves(record)[0]
     return out
 
 
 def _item(record: Record) -> int:
-    out: int = max(max(x.dtype.itemsize for x in arrays.leaves(record) if x.is_floating_point()), 4)
+    out: int = max(max(x.dtype.itemsize for x in leaves(record) if x.is_floating_point()), 4)
     return out

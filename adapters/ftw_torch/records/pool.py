@@ -82,7 +82,7 @@ class Pool:
         total: Any = 0.0
         for name in self._used():
             if name in direction:
-                parts = [score_by(part, direction[name], None) for part in self._some(name, places)]
+                parts = [score_by(part, direction[name]) for part in self._some(name, places)]
                 total = total + torch.cat(parts)
         out: Tensor = total if back is None else total[back]
         return out

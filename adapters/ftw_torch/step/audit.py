@@ -20,11 +20,12 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 import ftw
-from ftw import _array
+from ftw.spi import leaves
 from ftw_torch import batches
 from ftw_torch.capture.backward import gradients, has_reentrant
 from ftw_torch.capture.functions import tensors
 from ftw_torch.capture.passes import Randomness
+from ftw_torch.errors import CaptureWarning, SelectionError
 from ftw_torch.records.join import join
 
 __all__ = ["Audits", "audit"]
@@ -74,7 +75,7 @@ def audit(
 
     Raises
     ------
-    RuntimeError
+    SelectionError
         If a parameter's captured gradients disagree with autograd's even by the slow route, naming it.
     ValueError
         If a sample's loss is a share of its batch's.
@@ -109,7 +110,7 @@ def _compare(
                 return None
             weights = torch.arange(1, n + 1, dtype=found.dtype, device=found.device) / n  # (n,)
             ours = ftw.combine(join([records], [n], parameters), weights)
-            dtypes = {x.dtype for x in _array.leaves(dict(records))} | {p.dtype for p in parameters.values()}
+            dtypes = {x.dtype for x in leaves(dict(records))} | {p.dtype for p in parameters.values()}
             del records
             again()
             with torch.enable_grad(), _Noting(dtypes):
@@ -129,11 +130,13 @@ def _compare(
             warnings.warn(
                 f"captured gradients of {_listed(wrong)} disagree with autograd's: they are left to one backward "
                 "pass a sample, exact but slow",
-                stacklevel=5,
+                CaptureWarning,
+                stacklevel=6,
             )
-    raise RuntimeError(
+    raise SelectionError(
         f"per-sample gradients of {_listed(wrong)} do not add up to autograd's gradient: does a sample's loss depend "
-        "on other samples of the batch, does the forward change from call to call, or does a hook change a gradient?"
+        "on other samples of the batch, does the forward change from call to call, or does a hook change a gradient?",
+        parameters=wrong,
     )
 
 

@@ -1,9 +1,9 @@
-"""One walk over the pool, and what can be asked afterwards, whether its records were kept or not.
+"""The pool pass, and what can be asked after it, whether its records were kept or not.
 
 *Kept* (one pass): the update is composed from the records of those chosen. *Not kept* (two passes): scores and Gram
 matrix are added up while the backward runs, every record is forgotten at once, and the gradient of those chosen comes
-from going back to them with their weights. The Gram matrix of a pool that is walked in several pieces needs records
-of different pieces side by side; then the second pass captures the shortlist, piece by piece, and keeps that.
+from going back to them with their weights. The Gram matrix of a pool in several micro-batches needs records
+of different micro-batches side by side; then the second pass captures the shortlist and keeps its records.
 
 A second pass draws the random numbers of the first: the dropout mask that was scored is the one that is applied.
 """
@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ftw import _array as arrays
 from ftw.geometry import Operator
 from ftw.gradients import Record
+from ftw.spi import namespace
 from ftw_torch import batches
 from ftw_torch.capture.discovery import Sink
 from ftw_torch.capture.passes import Passes, Randomness, as_seen
@@ -27,23 +27,26 @@ from ftw_torch.records.pool import Pool, inner
 
 from .stream import Stream
 
-__all__ = ["Plan", "Walk"]
+__all__ = ["PoolPass", "PoolPlan"]
 
 log = logging.getLogger("ftw_torch")
 
 
-class Plan(NamedTuple):
-    """How to walk a pool."""
+class PoolPlan(NamedTuple):
+    """How a pool pass is run."""
 
     shortlist: int  # candidates whose Gram matrix may be asked for, 0 for none
     keep: bool = True
     micro_batch: int | None = None
-    rank: int | None = None
     budget: int | None = None  # bytes of records
     sketch: int | None = None  # size of the count sketches that stand in for the Gram matrix
 
 
-class Walk:
+class _ReusedParameterError(Exception):
+    """A parameter was used again after its record was forgotten."""
+
+
+class PoolPass:
     """The pool as seen by one target and one geometry.
 
     Parameters
@@ -53,11 +56,11 @@ class Walk:
     pool : batch
     target, operators : mapping by parameter name
         g_T and P.
-    plan : Plan
+    plan : PoolPlan
     several : set of str
         Parameters known to be used more than once; grows.
     captured : (tensor (n,), Pool), optional
-        Losses and records, if the pool has been walked already.
+        Losses and records, if the pool was captured already.
     """
 
     def __init__(
@@ -67,7 +70,7 @@ class Walk:
         pool: Any,
         target: Mapping[str, Tensor],
         operators: Mapping[str, Operator],
-        plan: Plan,
+        plan: PoolPlan,
         several: set[str],
         captured: tuple[Tensor, Pool] | None = None,
     ) -> None:
@@ -81,17 +84,22 @@ class Walk:
         self._members: tuple[list[int], Pool] | None = None
         self._sketches: Tensor | None = None
         self.captured = captured
-        if captured is not None:
+
+    def run(self) -> None:
+        """Run the forward and the backward of the pool; afterwards ``losses`` and ``scores`` (n,) are there."""
+        if self.captured is not None:
             self.kept = True
-            self.losses, self.pool = captured
-            direction: dict[str, Any] = {name: operators[name].apply(g) for name, g in target.items()}
+            self.losses, self.pool = self.captured
+            direction: dict[str, Any] = {name: self.operators[name].apply(g) for name, g in self.target.items()}
             self.scores = self.unscaled(self.pool.scores(direction))
             return
-        if not self._first():  # a parameter was forgotten and then used again: now it is known
+        try:
+            self._first()
+        except _ReusedParameterError:  # known by now: its records are kept
             self._first(again=True)
 
-    def _first(self, *, again: bool = False) -> bool:
-        """Walk the pool; return False if that must be done again."""
+    def _first(self, *, again: bool = False) -> None:
+        """Capture the pool, one micro-batch after another; ``again`` with the random numbers of the first time."""
         losses, scores, pieces, sketches, grams, left = [], [], [], [], {}, self.plan.budget
         sketch = self.plan.sketch if self.plan.shortlist and not (self.kept and left is None) else None
         for i, batch in enumerate(self.batches):
@@ -102,7 +110,6 @@ class Walk:
                 whole=len(self.sizes) == 1,
                 keep=self.kept,
                 several=self.several,
-                rank=self.plan.rank,
                 budget=left,
                 sketch=sketch,
             )
@@ -113,10 +120,10 @@ class Walk:
                 found, records = self.passes.capture(self.parameters, batch, "pool", sink=stream)
                 self.randomness.mark()
             if stream.conflict and not again:
-                for rest in self.batches[i + 1 :]:  # the generators move on as in a whole walk
+                for rest in self.batches[i + 1 :]:  # the generators move on as in a whole pass
                     self.passes.capture(self.parameters, rest, "pool", sink=lambda name, record: None)
                     self.randomness.mark()
-                return False
+                raise _ReusedParameterError
             if self.kept and not stream.keep:
                 self.kept = False
                 log.info("the records of this pool exceed the budget of %d bytes: two passes", self.plan.budget)
@@ -132,7 +139,6 @@ class Walk:
         self.losses, self.scores = torch.cat(losses), self.unscaled(torch.cat(scores))  # (n,), (n,)
         self.pool = Pool(self.parameters, pieces, self.sizes, grams)
         self._sketches = torch.cat(sketches) if sketch else None  # (n, m)
-        return True
 
     # ------------------------------------------------------------------------------------------------------------------
     # What can be asked
@@ -179,7 +185,7 @@ class Walk:
 
     def _second(self, chosen: list[tuple[int, float]]) -> dict[str, Tensor]:
         """Return the gradient of those chosen, by plain autograd where nothing is drawn at random."""
-        if self.randomness.used:  # masks are drawn for whole pieces, of which those chosen are kept
+        if self.randomness.used:  # masks are drawn for whole micro-batches
             places, pool = self._captured([i for i, _ in chosen])
             return pool.combine([places.index(i) for i, _ in chosen], [w for _, w in chosen])
         total: dict[str, Tensor] = {}
@@ -197,7 +203,7 @@ class Walk:
         places = sorted(set(wanted))
         found: list[dict[str, Record]] = []
         sizes = []
-        for i, here in self._by_piece(places):
+        for i, here in self._by_micro_batch(places):
             start = sum(self.sizes[:i])
             if self.randomness.used:
                 rows = self._index([j - start for j in here])
@@ -210,8 +216,8 @@ class Walk:
         self._members = places, Pool(self.parameters, found, sizes)
         return self._members
 
-    def _by_piece(self, indices: Sequence[int]) -> list[tuple[int, list[int]]]:
-        """Return the pieces that hold some of the samples, with those samples."""
+    def _by_micro_batch(self, indices: Sequence[int]) -> list[tuple[int, list[int]]]:
+        """Return the micro-batches that hold some of the samples, with these samples."""
         out, start = [], 0
         for i, size in enumerate(self.sizes):
             here = [j for j in indices if start <= j < start + size]
@@ -229,5 +235,5 @@ class Walk:
 
 def _taking(rows: Tensor) -> Sink:
     """Return a sink that keeps the records of some samples."""
-    xp = arrays.namespace(rows)
+    xp = namespace(rows)
     return lambda name, record: record.take(xp, rows)

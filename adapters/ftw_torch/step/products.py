@@ -1,4 +1,4 @@
-"""The inner products that a choice asks for, answered on the host from a walk over the pool.
+"""The inner products that a choice asks for, answered on the host after a pool pass.
 
 What is nearly always asked for comes in one transfer: losses, scores, lengths, and the Gram matrix of the shortlist.
 The rest (a Gram matrix of other candidates after some were dropped, the pool's mean when the guard opens
@@ -7,65 +7,61 @@ unexpectedly) costs one more each.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ftw import guard
-from ftw.choice import Products, strata
 from ftw.geometry import Operator
+from ftw.spi import Products, strata
 from ftw_torch.records.pool import inner
 
-from .pool_pass import Walk
-from .target import Target
+from .pool_pass import PoolPass
+from .target import Target, named_samples, refuse_target
 
-__all__ = ["PoolProducts", "fetch"]
+__all__ = ["PoolProducts", "fetch", "pool_products"]
 
 
 class PoolProducts:
-    """Losses, scores and inner products of a pool, on the host.
+    """Losses, scores and inner products of a pool, on the host; `pool_products` makes one.
 
     Parameters
     ----------
-    walk : Walk
-    goal : Target
+    pool_pass : PoolPass
+    target : Target
     operators : mapping of str to operator
-    asked : int
-        How many of the best by score the Gram matrix will be asked of; 0 for none.
+    fetched : sequence
+        Losses (n,), scores (n,), target losses (m,), ``|g_T|^2`` (), the mean of the target samples' squared lengths ()
+        or None, a Gram matrix (s, s) or None, and the candidates (s,) it is of.
 
     Attributes
     ----------
     losses, scores : tensor (n,)
     target_losses : tensor (m,)
+    targets : int
+        Number of target samples that the guard may judge by.
     good : tensor (n',) or None
         The candidates that take part; None for all. Indices in questions and answers count among them.
     """
 
-    def __init__(self, walk: Walk, goal: Target, operators: dict[str, Operator], asked: int) -> None:
-        self.walk, self.operators = walk, operators
-        self.good: Tensor | None = None
-        n = len(walk.losses)
-        square = _sum([inner(g, operators[name], g) for name, g in goal.mean.items()])
-        lengths = None if goal.samples is None else walk.unscaled(goal.samples.lengths(operators).mean(), 2)
-        known = None
-        if asked:
-            rest = strata(n, asked)[0][asked:] if self._asks_for_mean(square, lengths, goal) else []
-            places = [*range(asked), *rest]  # from whose Gram matrix the pool's mean can be read off
-            order = walk.scores.argsort(descending=True, stable=True)  # (n,), NaN first or last: dropped in any case
-            chosen = torch.tensor(places).to(order.device, non_blocking=True)
-            known = order[chosen].sort().values
-        gram = None if known is None else walk.gram(None if len(known) == n else known)
-        fetched = fetch([walk.losses, walk.scores, goal.losses, square, lengths, gram, known])
+    def __init__(
+        self, pool_pass: PoolPass, target: Target, operators: dict[str, Operator], fetched: Sequence[Any]
+    ) -> None:
+        self.pool_pass, self.target, self.operators = pool_pass, target, operators
         self.losses, self.scores, self.target_losses, self.square, self.lengths, self._gram, self._known = fetched
+        self.targets = 0 if target.samples is None else target.samples.samples
+        self.good: Tensor | None = None
         self._composed: dict[tuple[Any, ...], dict[str, Tensor]] = {}
 
-    @staticmethod
-    def _asks_for_mean(square: Tensor, lengths: Tensor | None, goal: Target) -> bool:
-        """Tell whether the guard will ask for the pool's mean; on a device, where looking would wait, that it may."""
-        if lengths is None or goal.samples is None:
-            return False
-        return square.device.type != "cpu" or bool(guard.signal(square, lengths, goal.samples.samples)[0] < 1)
+    def named(self, bad: Tensor) -> str:
+        """Return words for some candidates."""
+        return named_samples(bad, "pool")
+
+    def refuse_target(self) -> None:
+        """Raise if the target's gradient is not finite, naming the samples."""
+        refuse_target(self.target)
 
     def products(self) -> Products:
         """Return them in the form in which `ftw.choice.choose` asks."""
@@ -77,20 +73,20 @@ class PoolProducts:
         known = self._among(where)
         if known is not None:
             return known
-        found: Tensor = fetch([self.walk.gram(where.to(self.walk.losses.device))])[0]
+        found: Tensor = fetch([self.pool_pass.gram(where.to(self.pool_pass.losses.device))])[0]
         return found
 
     def length(self, indices: Tensor, weights: Tensor) -> Tensor:
         """Return ``|sum_i w_i g_i|^2`` ()."""
-        update = self.update(indices, weights)
+        update = self.update(self._place(indices), weights)
         found = _sum([inner(g, self.operators[name], g) for name, g in update.items()])
-        return self.walk.unscaled(found, 2).to(self.scores.device)
+        return self.pool_pass.unscaled(found, 2).to(self.scores.device)
 
     def update(self, indices: Tensor, weights: Tensor) -> dict[str, Tensor]:
-        """Return ``{name: sum_i w_i g_i}`` on the device of the parameters."""
-        key = tuple(self._place(indices).tolist()), tuple(weights.tolist())
+        """Return ``{name: sum_i w_i g_i}`` of candidates by their numbers in the pool, on the parameters' device."""
+        key = tuple(indices.tolist()), tuple(weights.tolist())
         if key not in self._composed:
-            self._composed = {key: self.walk.combine(*key)}
+            self._composed = {key: self.pool_pass.combine(*key)}
         return self._composed[key]
 
     def against_mean(self, order: Tensor, short: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -98,7 +94,7 @@ class PoolProducts:
         places, shares = strata(len(order), len(order) if short is None else len(short))
         own, which = self._place(short), self._place(order[torch.tensor(places, device=order.device)])
         K = self._among(torch.cat([own, which]))
-        if K is not None or not self.walk.kept:
+        if K is not None or not self.pool_pass.kept:
             K = self.gram(torch.cat([own, which])) if K is None else K
             sigma = torch.tensor(shares, dtype=K.dtype)  # (q,)
             s = len(own)
@@ -106,8 +102,8 @@ class PoolProducts:
             distance = self.square - 2 * (b @ sigma) + sigma @ K[s:, s:] @ sigma
             found = [distance, K[:s, s:] @ sigma]
         else:
-            device = self.walk.losses.device
-            found = fetch(list(self.walk.against_mean(own.to(device), which.tolist(), shares)))
+            device = self.pool_pass.losses.device
+            found = fetch(list(self.pool_pass.against_mean(own.to(device), which.tolist(), shares)))
         return found[0].to(self.scores.dtype), found[1].to(self.scores.dtype)
 
     def _place(self, indices: Tensor | None) -> Tensor:
@@ -123,6 +119,30 @@ class PoolProducts:
         at = torch.searchsorted(self._known, where)
         found: Tensor = self._gram[at][:, at]
         return found
+
+
+def pool_products(pool_pass: PoolPass, target: Target, operators: dict[str, Operator], asked: int) -> PoolProducts:
+    """Return the inner products after a pool pass; the Gram matrix of the ``asked`` best by score comes along."""
+    n = len(pool_pass.losses)
+    square = _sum([inner(g, operators[name], g) for name, g in target.mean.items()])
+    lengths = None if target.samples is None else pool_pass.unscaled(target.samples.lengths(operators).mean(), 2)
+    known = None
+    if asked:
+        rest = strata(n, asked)[0][asked:] if _may_ask_for_mean(square, lengths, target) else []
+        places = [*range(asked), *rest]  # from whose Gram matrix the pool's mean can be read off
+        order = pool_pass.scores.argsort(descending=True, stable=True)  # (n,), NaN first or last: dropped in any case
+        chosen = torch.tensor(places).to(order.device, non_blocking=True)
+        known = order[chosen].sort().values
+    gram = None if known is None else pool_pass.gram(None if len(known) == n else known)
+    found = [pool_pass.losses, pool_pass.scores, target.losses, square, lengths, gram, known]
+    return PoolProducts(pool_pass, target, operators, fetch(found))
+
+
+def _may_ask_for_mean(square: Tensor, lengths: Tensor | None, target: Target) -> bool:
+    """Tell whether the guard will ask for the pool's mean; on a device, where looking would wait, that it may."""
+    if lengths is None or target.samples is None:
+        return False
+    return square.device.type != "cpu" or bool(guard.signal(square, lengths, target.samples.samples)[0] < 1)
 
 
 def fetch(tensors: list[Any]) -> list[Any]:

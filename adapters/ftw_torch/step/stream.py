@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from ftw import Dense, OuterProduct, Rows
-from ftw import sketch as sketches
 from ftw.geometry import Diagonal, Operator, Scale
 from ftw.gradients import Record, matrix_shape
 from ftw_torch.records.blocks import add_gram, add_sketches, block_bytes, gram_of, product, root_of
@@ -44,8 +43,6 @@ class Stream:
         Whether records are kept for the update. If not, every Gram matrix is added up at once.
     several : set of str
         Parameters known to be used more than once: the Gram matrix needs all their records together. Grows.
-    rank : int, optional
-        Score by the best approximation of this rank of ``P g_T``, see `ftw.sketch.low_rank`.
     budget : int, optional
         Bytes that may be kept; at the first record beyond them ``keep`` turns False.
     sketch : int, optional
@@ -62,14 +59,13 @@ class Stream:
         whole: bool = True,
         keep: bool = True,
         several: set[str] | None = None,
-        rank: int | None = None,
         budget: int | None = None,
         sketch: int | None = None,
     ) -> None:
         self.target, self.operators, self.sketch = target, operators, sketch
         self.shortlist, self.whole, self.keep = shortlist, whole, keep
         self.several = set() if several is None else several
-        self.rank, self.budget = rank, budget
+        self.budget = budget
         self._scores: list[Tensor] = []  # (n,) of each record
         self._small: list[tuple[str, Record]] = []  # to be scored together
         self.sketches: Tensor | None = None  # (n, m)
@@ -93,14 +89,14 @@ class Stream:
             return self._keep(name, record)
         direction = operator.apply(self.target[name])  # M = P g_T
         plain = isinstance(operator, (Diagonal, Scale))
-        if isinstance(record, OuterProduct) and self.rank is None:
+        if isinstance(record, OuterProduct):
             if self.keep and worth_writing(record):
                 record = written(record)
             elif at_once and plain:
                 score, self.grams[name] = _both(record, direction, operator)
                 self._scores.append(score)
                 return self._keep(name, record)
-        self._scores.append(score_by(record, direction, self.rank))
+        self._scores.append(score_by(record, direction))
         if at_once:
             self.grams[name] = add_gram([record], operator)
         if self.sketch:
@@ -116,7 +112,7 @@ class Stream:
             goal = [self.target[name] for name in names]
             operator = joined([self.operators[name] for name in names], goal)
             direction = operator.apply(torch.cat([g.reshape(-1) for g in goal]))  # (p,)
-            self._scores.append(score_by(side_by_side(records), direction, None))
+            self._scores.append(score_by(side_by_side(records), direction))
             self._small.clear()
         return torch.stack(self._scores).sum(0) if self._scores else None
 
@@ -149,25 +145,20 @@ def written(record: OuterProduct) -> Dense:
     return Dense(product(b.mT, a))
 
 
-def score_by(record: Record, direction: Tensor, rank: int | None) -> Tensor:
-    """Return ``<G_i, M>`` (n,), with M cut down to a rank if one is given and it pays."""
+def score_by(record: Record, direction: Tensor) -> Tensor:
+    """Return ``<G_i, M>`` (n,)."""
     if isinstance(record, Rows):  # M may be of 128 000 rows, of which few are looked up
         b: Any = record.output_grads
         rows = torch.nn.functional.embedding(record.indices, direction)  # type: ignore[arg-type]
         out: Tensor = (rows * b).sum((1, 2))
         return out
-    if rank is not None and isinstance(record, OuterProduct) and rank + 8 < min(record.shape):
-        cut = sketches.low_rank({"": direction}, rank)[""]  # (d_out, r), (r, d_in)
-        a: Any = record.inputs
-        b = record.output_grads
-        return (product(b, cut.left.to(b.dtype)) * product(a, cut.right.T.to(a.dtype))).sum((1, 2))
     if isinstance(record, Dense):
         g: Any = record.grads
         flat: Tensor = g.reshape(g.shape[0], -1).to(direction.dtype)
         return flat @ direction.reshape(-1)
     if isinstance(record, OuterProduct):
         return _by_factors(record.inputs, record.output_grads, direction)
-    parts = [score_by(part, direction, rank) for part in record.parts]
+    parts = [score_by(part, direction) for part in record.parts]
     return torch.stack(parts).sum(0)
 
 

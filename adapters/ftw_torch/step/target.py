@@ -1,4 +1,4 @@
-"""What the target says at a step: its mean gradient, its losses, and the lengths that the guard wants."""
+"""The target pass: the mean gradient, the losses, and the lengths that the guard needs."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from ftw import OuterProduct, Scale
 from ftw.gradients import Record
 from ftw_torch import batches
 from ftw_torch.capture.passes import Passes, as_seen
+from ftw_torch.errors import NonFiniteError
 from ftw_torch.records.join import seen
 from ftw_torch.records.pool import Pool
 
 from .stream import worth_writing, written
 
-__all__ = ["Target", "refuse_nonfinite", "refuse_target", "target_of"]
+__all__ = ["Target", "named_samples", "refuse_nonfinite", "refuse_target", "target_of"]
 
 
 class Target(NamedTuple):
@@ -78,16 +79,22 @@ def refuse_target(goal: Target) -> None:
         refuse_nonfinite(torch.zeros_like(lengths), lengths, "target")
     broken = [name for name, g in goal.mean.items() if not bool(torch.isfinite(g).all())]
     if broken:
-        raise FloatingPointError(f"the gradient of the target is not finite in {', '.join(map(repr, broken[:8]))}")
+        raise NonFiniteError(
+            f"the gradient of the target is not finite in {', '.join(map(repr, broken[:8]))}", parameters=broken
+        )
 
 
 def refuse_nonfinite(losses: Tensor, scores: Tensor | None, what: str) -> None:
     """Raise if a loss, or else a score, is NaN or infinite, naming the samples."""
     for kind, values in (("loss", losses), ("gradient", scores)):
-        if values is None:
-            continue
-        bad = torch.nonzero(~torch.isfinite(values))[:, 0].tolist()
-        if bad:
-            named = ", ".join(map(str, bad[:8])) + (", ..." if len(bad) > 8 else "")
-            remedy = "; on_nonfinite='drop' goes on without them" if what == "pool" and len(bad) < len(values) else ""
-            raise FloatingPointError(f"the {kind} of {what} sample {named} is not finite{remedy}")
+        if values is not None and not bool(torch.isfinite(values).all()):
+            bad = ~torch.isfinite(values)  # (n,)
+            raise NonFiniteError(
+                f"the {kind} of {named_samples(bad, what)} is not finite", samples=torch.nonzero(bad)[:, 0].tolist()
+            )
+
+
+def named_samples(bad: Tensor, what: str) -> str:
+    """Return words for the samples of a batch where ``bad`` (n,) is True, the first eight by number."""
+    numbers = torch.nonzero(bad)[:, 0].tolist()
+    return f"{what} sample {', '.join(map(str, numbers[:8]))}" + (", ..." if len(numbers) > 8 else "")

@@ -17,11 +17,11 @@ _KEY = "FilterThenWeight"  # among the callbacks' states in the trainer's own
 class Part(Protocol):
     """Has a history that a resumed run goes on from."""
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """Return it, as what JSON can hold."""
         ...
 
-    def restore(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take it."""
         ...
 
@@ -44,11 +44,11 @@ class Between(TrainerCallback):
         saved = state.stateful_callbacks.get(_KEY, {}).get("attributes", {})
         for name, part in self.parts.items():
             if name in saved:
-                part.restore(saved[name])
+                part.load_state_dict(saved[name])
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Leave the histories where a checkpoint finds them, and write the record."""
-        found = {name: part.state() for name, part in self.parts.items()}
+        found = {name: part.state_dict() for name, part in self.parts.items()}
         state.stateful_callbacks[_KEY] = {"args": {}, "attributes": found}
         if not control.should_log:
             self.log.write()

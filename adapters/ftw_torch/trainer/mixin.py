@@ -24,7 +24,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 import ftw
 from ftw.constraints import Constraint
-from ftw.guard_watch import GuardWatch
+from ftw.spi import GuardWatch
 from ftw_torch import batches
 from ftw_torch.distributed import DistributedFilterThenWeight
 from ftw_torch.selector import FilterThenWeight
@@ -34,7 +34,7 @@ from .losses import label_losses, token_counts
 from .run_log import RunLog, fingerprint, weighted_loss
 from .sample_record import about, decoder
 from .setup import check, offer, refuse
-from .step import Ranks, backward
+from .step import Ranks, Selector, backward
 from .target import Collated, Leaks, TargetBatches, WatchedSplit
 
 __all__ = ["FilterThenWeightMixin", "FilterThenWeightTrainer"]
@@ -139,7 +139,7 @@ class FilterThenWeightMixin(_Base):
         self._ftw_keep, self._ftw_every, self._ftw_after = keep, select_every, select_after
         self._ftw_unit, self._ftw_policy = loss_unit, nothing_useful
         self._ftw_loss = per_sample_loss
-        self._ftw_selector: FilterThenWeight | None = None
+        self._ftw_selector: Selector | None = None
         if splits:
             args, kwargs, restore = offer(super().__init__, args, kwargs, splits)
             super().__init__(*args, **kwargs)
@@ -199,9 +199,10 @@ class FilterThenWeightMixin(_Base):
             target = None if target is None else self._ftw_scaled(target, None, 1)
         selector = self._ftw_prepared(model)
         watched = self._ftw_watched(selector.model, step)
-        selector.keep = sum(map(self._ftw_kept, ranks.sizes))
+        keep = sum(map(self._ftw_kept, ranks.sizes))
         autocast = self.accelerator.autocast()
-        selection = backward(selector, ranks, pool, target, steps=steps, policy=self._ftw_policy, autocast=autocast)
+        how = {"keep": keep, "steps": steps, "policy": self._ftw_policy, "autocast": autocast}
+        selection = backward(selector, ranks, pool, target, **how)
         leaked = [] if goal is None else self._ftw_leaks.among(selection.indices, given, goal, step + 1, ranks)
         seconds = time.perf_counter() - start
         add = self._ftw_log.add
@@ -256,7 +257,7 @@ class FilterThenWeightMixin(_Base):
     # ------------------------------------------------------------------------------------------------------------------
     # Parts
 
-    def _ftw_prepared(self, model: nn.Module) -> FilterThenWeight:
+    def _ftw_prepared(self, model: nn.Module) -> Selector:
         """Return the selector; train() may bring another optimizer or model."""
         optimizer: Any = getattr(self.optimizer, "optimizer", self.optimizer)
         plain = self.accelerator.unwrap_model(model)
@@ -264,7 +265,7 @@ class FilterThenWeightMixin(_Base):
         if old is None or old.optimizer is not optimizer or old.model is not plain:
             kind = DistributedFilterThenWeight if self.accelerator.num_processes > 1 else FilterThenWeight
             self._ftw_selector = kind(plain, optimizer, self.per_sample_loss, keep=1, **self._ftw_options)
-            self._ftw_selector.guard_watch = self._ftw_guard
+            self._ftw_selector.memory.guard_watch = self._ftw_guard
         assert self._ftw_selector is not None
         return self._ftw_selector
 

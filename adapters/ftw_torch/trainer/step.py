@@ -9,10 +9,14 @@ from torch import Tensor, nn
 
 from ftw import Selection, Status
 from ftw_torch import batches
+from ftw_torch.distributed import DistributedFilterThenWeight
 from ftw_torch.distributed.collectives import Exchange
+from ftw_torch.errors import SelectionError
 from ftw_torch.selector import FilterThenWeight
 
-__all__ = ["Ranks", "backward"]
+__all__ = ["Ranks", "Selector", "backward"]
+
+Selector = FilterThenWeight | DistributedFilterThenWeight
 
 
 class Ranks:
@@ -50,7 +54,7 @@ class Ranks:
 
 
 def backward(
-    selector: FilterThenWeight, ranks: Ranks, pool: Any, target: Any, *, steps: int, policy: str, autocast: Any
+    selector: Selector, ranks: Ranks, pool: Any, target: Any, *, keep: int, steps: int, policy: str, autocast: Any
 ) -> Selection:
     """Add the gradient of a pool's choice to ``.grad``, as one of ``steps`` pools; after an error it is as it was.
 
@@ -63,7 +67,7 @@ def backward(
         for p in parameters:
             p.grad = None
         with autocast:
-            selection = selector.backward(pool, target)
+            selection = selector.backward(pool, target, keep=keep)
         if policy != "best" and int(selection.status) == Status.NOTHING_USEFUL:
             selection = _useless(parameters, selector, ranks, pool, selection, policy)
         for p, old in zip(parameters, before, strict=True):
@@ -84,7 +88,7 @@ def backward(
 
 def _useless(
     parameters: list[nn.Parameter],
-    selector: FilterThenWeight,
+    selector: Selector,
     ranks: Ranks,
     pool: Any,
     selection: Selection,
@@ -92,7 +96,7 @@ def _useless(
 ) -> Selection:
     """Follow the policy for a pool without anything useful."""
     if policy == "raise":
-        raise RuntimeError(f"{Status.NOTHING_USEFUL.message} (NOTHING_USEFUL)")
+        raise SelectionError(f"{Status.NOTHING_USEFUL.message} (NOTHING_USEFUL)", status=Status.NOTHING_USEFUL)
     for p in parameters:
         p.grad = None
     if policy == "skip":
@@ -101,7 +105,7 @@ def _useless(
     share = float(selection.weights.sum()) / len(good)
     mine = ranks.mine(good)
     if len(mine):
-        for piece in batches.split(batches.take(pool, mine), len(mine), selector.micro_batch):
+        for piece in batches.split(batches.take(pool, mine), len(mine), selector.options.micro_batch):
             torch.autograd.backward(selector.per_sample_loss(selector.model, piece).sum() * share)
     if ranks.exchange is not None:
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ftw.split_watch import SplitWatch
+from ftw.spi import SplitWatch
 from ftw_torch import batches
 
 from .run_log import fingerprint
@@ -87,12 +87,12 @@ class Leaks:
         self._last: Any = None
         self._warned = False
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint must keep; the targets go on growing."""
         return {"targets": self._targets, "warned": self._warned}
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from a `state`."""
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state_dict`."""
         self._targets, self._warned = dict(state["targets"]), bool(state["warned"])
 
     def among(
@@ -162,15 +162,15 @@ class WatchedSplit:
         self._measured: int | None = None
         self._first: list[float] = []  # losses of the first split since the last measurement
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint must keep; the lists go on growing."""
-        return {"data": self._name, "measured": self._measured, "since": self._first, **self._watch.state()}
+        return {"data": self._name, "measured": self._measured, "since": self._first, **self._watch.state_dict()}
 
-    def restore(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a `state`, unless it is that of another split."""
         if state["data"] == self._name:
             self._measured, self._first = state["measured"], list(state["since"])
-            self._watch.restore(state)
+            self._watch.load_state_dict(state)
 
     def due(self, step: int, after: int, between: int) -> bool:
         """Tell whether to measure in a step; selections begin ``after`` steps and are ``between`` steps apart."""

@@ -21,8 +21,6 @@ from typing import Any
 
 import torch
 
-from ftw._demo import corpus as _corpus
-
 from .torch_models import GPT, Llama, add_lora, lm_loss
 from .torch_variants import STEPS, Setup, limits, ours
 
@@ -188,8 +186,6 @@ def table(options: argparse.Namespace, t: int) -> list[dict[str, Any]]:
           f"a plain step over the pool takes {ratios['seconds']:.3g} s")  # fmt: skip
     if options.device == "cuda" and "default" in ratios and ratios["default"] < float("inf"):
         print(f"waits for the device in a step of the default method: {host_syncs(options, t, made, vocabulary)}")
-    if "low_rank" in ratios:
-        print(f"low_rank: Spearman with the exact scores on text {rank_agreement(options):.4f}")
     print(f"{'step':20} {'time':>6} {'asked':>6}    {'memory':>6} {'less 2p':>7} {'asked':>6}")
     parameters = 2 * sum(p.numel() * p.element_size() for p in made.parameters.values())
     plain = 0 if options.no_memory else fresh(options, t, "plain_pool")
@@ -246,29 +242,6 @@ def host_syncs(options: argparse.Namespace, t: int, made: Setup, vocabulary: int
     finally:
         torch.cuda.set_sync_debug_mode("default")
     return sum("synchroniz" in str(w.message) for w in seen)
-
-
-def rank_agreement(options: argparse.Namespace) -> float:
-    """Return Spearman's correlation between scores of rank 8 and exact ones, on text, after some training."""
-    made, _ = setup(options, 128)
-    corpus = _corpus.load(129)
-    stream = _corpus.Stream(corpus, 64, seed=0)
-
-    def tokens(samples: list[_corpus.Sample]) -> torch.Tensor:
-        return torch.tensor([list(sample.text) for sample in samples], device=options.device)
-
-    optimizer = torch.optim.AdamW(made.parameters.values(), lr=1e-3)
-    for i in range(20):
-        optimizer.zero_grad()
-        batch = tokens(list(corpus.pretrain[16 * i : 16 * i + 16]))
-        torch.autograd.backward(lm_loss(made.model, batch).mean())
-        optimizer.step()
-    made = made._replace(optimizer=optimizer)
-    pool, target, found = tokens(stream.pool(0)), tokens(stream.target(8)), []
-    for rank in (None, 8):
-        selector = ours(made, guard=0, filter="top_k", weight="uniform", score_rank=rank, micro_batch=16).selector  # type: ignore[attr-defined]
-        found.append(selector.select(pool, target).scores.argsort().argsort().double())
-    return float(torch.corrcoef(torch.stack(found))[0, 1])
 
 
 def show(x: float | None) -> str:

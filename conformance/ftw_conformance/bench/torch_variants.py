@@ -164,7 +164,6 @@ STEPS: dict[str, Callable[[Setup], Step]] = {
     "default": lambda setup: ours(setup, guard=0),
     "default_pieces": lambda setup: walked(setup, guard=0),
     "default_guard": ours,
-    "low_rank": lambda setup: ours(setup, score_rank=8, **TOP_K),
     "two_pass": lambda setup: ours(setup, mode="two_pass", **TOP_K),
     "two_pass_default": lambda setup: ours(setup, mode="two_pass", guard=0),
     "vmap_grad": vmap_grad,
@@ -191,4 +190,4 @@ def limits(
         return 1.10 * (floor + s / (3 * n)), 1.22 * both
     if name == "default_guard":
         return 1.10 * (floor + s / (3 * n) + v / (3 * n) + 1 / 24), 1.22 * both
-    return (1.10, None) if name == "low_rank" else (None, None)
+    return None, None

@@ -1,0 +1,94 @@
+"""The options of a selector: one frozen record, checked as a whole when the selector is made."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from ftw import Simplex
+from ftw.constraints import Constraint
+from ftw.filters import Filter
+from ftw.sketch import LARGEST
+from ftw.spi import check_options
+
+__all__ = ["FilterName", "Mode", "OnNonfinite", "Options", "Weight"]
+
+FilterName = Literal["matching", "top_k", "greedy_utility"]
+Weight = Literal["qp", "uniform"]
+OnNonfinite = Literal["raise", "drop"]
+Mode = Literal["auto", "one_pass", "two_pass"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How a selector chooses; each option is described where a user gives it, in `FilterThenWeight`."""
+
+    keep: int
+    filter: FilterName | Filter = "matching"
+    weight: Weight = "qp"
+    constraint: Constraint = Simplex(1.0)  # noqa: RUF009
+    ridge: float = 0.05
+    shortlist: int | float | None = 0.5
+    solver: Callable[..., Any] | None = None
+    guard: float = 0.3
+    damping: float = 0.1
+    micro_batch: int | None = None
+    on_nonfinite: OnNonfinite = "raise"
+    mode: Mode = "auto"
+    memory_budget: int | None = None
+    gram_sketch: int | None = None
+
+    def __post_init__(self) -> None:
+        """Raise what is wrong with the options, by name."""
+        if not isinstance(self.keep, int) or isinstance(self.keep, bool) or self.keep < 1:
+            raise ValueError(f"keep={self.keep!r} must be an int >= 1")
+        for name, allowed in (("on_nonfinite", get_args(OnNonfinite)), ("mode", get_args(Mode))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}={getattr(self, name)!r} must be one of {', '.join(allowed)}")
+        for name in ("micro_batch", "memory_budget", "gram_sketch"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+                raise ValueError(f"{name}={value!r} must be an int >= 1 or None")
+        if self.gram_sketch is not None and self.gram_sketch > LARGEST:
+            raise ValueError(f"gram_sketch={self.gram_sketch} must be at most {LARGEST}")
+        if not isinstance(self.damping, (int, float)) or not 0.0 <= self.damping < math.inf:
+            raise ValueError(f"damping={self.damping!r} must be a finite number >= 0")
+        if self.solver is not None and not callable(self.solver):
+            raise TypeError(f"solver is a {type(self.solver).__name__}; expected a callable like ftw.solve_qp, or None")
+        self.shortlist_of(max(self._bounds(), default=max(self.keep, 2**20)))
+
+    def shortlist_of(self, n: int, keep: int | None = None) -> int:
+        """Return how many of a pool of n go on to the Gram matrix; raise what is wrong with the options."""
+        return check_options(
+            n,
+            self.keep if keep is None else keep,
+            self.filter,
+            self.weight,
+            self.constraint,
+            self.ridge,
+            self.shortlist,
+            self.guard,
+        )
+
+    def gram_of(self, n: int, keep: int | None = None) -> int:
+        """Return of how many of the best by score the choice needs the Gram matrix; 0 for none."""
+        go_on = self.shortlist_of(n, keep)
+        if self.filter != "top_k":
+            return go_on
+        return (self.keep if keep is None else keep) if self.weight == "qp" else 0
+
+    @property
+    def choice(self) -> dict[str, Any]:
+        """The options of `ftw.spi.choose`, but for ``keep`` and ``solver``."""
+        names = ("filter", "weight", "constraint", "ridge", "shortlist", "guard")
+        return {name: getattr(self, name) for name in names}
+
+    def _bounds(self) -> list[int]:
+        """Return the lengths of bounds that are given one a candidate."""
+        shapes = [tuple(getattr(bound, "shape", ())) for bound in self.constraint] if self._bounded() else []
+        return [shape[0] for shape in shapes if shape]
+
+    def _bounded(self) -> bool:
+        return isinstance(self.constraint, tuple)

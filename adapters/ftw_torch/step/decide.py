@@ -1,0 +1,104 @@
+"""The choice of a step from losses, scores and inner products, the same for one process and for many.
+
+finite?    candidates whose loss or score is not finite are dropped, or the step raises and names them
+choose     `ftw.spi.choose` over the rest
+status     one without usable weights becomes a `SelectionError`
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ftw import Selection, Status
+from ftw.spi import Products, choose
+from ftw_torch.amp import Overflow, overflowed
+from ftw_torch.errors import NonFiniteError, SelectionError
+from ftw_torch.options import Options
+
+__all__ = ["Candidates", "decide"]
+
+
+class Candidates(Protocol):
+    """What a step knows of its candidates before the choice.
+
+    Attributes
+    ----------
+    losses, scores : tensor (n,)
+    target_losses : tensor (m,)
+        Losses of the target samples, or their mean alone.
+    targets : int
+        Number of target samples that the guard may judge by, 0 for none.
+    good : tensor (n',) or None
+        The candidates that take part, None for all; indices in `products` count among these.
+    """
+
+    losses: Tensor
+    scores: Tensor
+    target_losses: Tensor
+    targets: int
+    good: Tensor | None
+
+    def products(self) -> Products:
+        """Return the inner products that a choice asks for."""
+        ...
+
+    def named(self, bad: Tensor) -> str:
+        """Return words for the candidates where ``bad`` (n,) is True."""
+        ...
+
+    def refuse_target(self) -> None:
+        """Raise if the target's gradient is not finite."""
+        ...
+
+
+def decide(candidates: Candidates, options: Options, keep: int, solver: Any, *, scaled: bool = False) -> Selection:
+    """Return the selection, its indices as numbers in the pool.
+
+    ``scaled`` says that a GradScaler multiplied the losses: a gradient that overflows is then passed on to it.
+    """
+    losses, scores = candidates.losses, candidates.scores
+    bad = ~(torch.isfinite(losses) & torch.isfinite(scores))  # (n,)
+    if bool((scores == 0).all()):
+        raise SelectionError(
+            "the scores of all candidates are exactly zero: the target's gradient does not reach any parameter "
+            "that the pool trains, or the optimizer's response is zero"
+        )
+    good = None
+    if bool(bad.any()):
+        good = _finite(candidates, options, keep, bad, scaled)
+        keep = min(keep, len(good))
+    candidates.good = good
+    remaining = scores if good is None else scores[good]
+    chosen = choose(
+        remaining, candidates.products(), keep=keep, targets=candidates.targets, solver=solver, **options.choice
+    )
+    status = Status(int(chosen.status))
+    if status in (Status.NOT_FINITE, Status.INFEASIBLE, Status.NOT_PSD):
+        kind = NonFiniteError if status == Status.NOT_FINITE else SelectionError
+        raise kind(f"no weights for this pool: {status.message} ({status.name})", status=status)
+    if good is not None:
+        full = torch.full_like(scores, math.nan).index_copy(0, good, remaining)
+        chosen = chosen._replace(indices=good[chosen.indices], scores=full)
+    return chosen._replace(losses=losses, target_loss=candidates.target_losses.mean())
+
+
+def _finite(candidates: Candidates, options: Options, keep: int, bad: Tensor, scaled: bool) -> Tensor:
+    """Return the candidates (n',) that are finite if the others may be dropped; raise otherwise."""
+    every = bool(bad.all())
+    if every and not scaled:
+        candidates.refuse_target()
+    if options.on_nonfinite == "raise" or every:
+        if scaled and bool(torch.isfinite(candidates.losses).all()):
+            raise Overflow(overflowed(keep, candidates.scores, candidates.losses, candidates.target_losses))
+        lost = ~torch.isfinite(candidates.losses)  # (n,)
+        kind, these = ("loss", lost) if bool(lost.any()) else ("gradient", bad)
+        remedy = "" if every else "; on_nonfinite='drop' goes on without them"
+        raise NonFiniteError(
+            f"the {kind} of {candidates.named(these)} is not finite{remedy}",
+            samples=torch.nonzero(these)[:, 0].tolist(),
+        )
+    return torch.nonzero(~bad)[:, 0]
