@@ -1,5 +1,6 @@
 """PyTorch adapter of Filter-then-Weight: one line where ``loss.backward()`` stood."""
 
+from .capture.registry import register_rule
 from .errors import CaptureWarning, NonFiniteError, SelectionError, SelectionWarning, TargetWarning
 from .optim.geometry import geometry, linear_update, register_optimizer
 from .selector import FilterThenWeight
@@ -14,6 +15,7 @@ __all__ = [
     "geometry",
     "linear_update",
     "register_optimizer",
+    "register_rule",
 ]
 
 

@@ -37,6 +37,7 @@ from .batch_axis import Layout, Scattered
 from .coupling import refuse_batch_statistics
 from .derived import Aligned, Derived, Key, pull_of, written_out
 from .functions import INPLACE, PLAIN, WRITES, first, tensors, transformed
+from .registry import rule_of
 
 __all__ = ["Capture", "trainable"]
 
@@ -87,8 +88,6 @@ class Capture(TorchFunctionMode):
         sink: Sink | None = None,
     ) -> None:
         super().__init__()
-        from .rules import layers
-
         self.parameters = dict(parameters)
         self.samples = samples
         self.slow = {} if slow is None else slow
@@ -97,7 +96,6 @@ class Capture(TorchFunctionMode):
         self.anchor = torch.zeros((), requires_grad=True)  # makes every layer's output part of the graph
         self.open = False
         self._serial = next(_serial)
-        self._rules = layers.RULES
         self._keys: dict[int, tuple[Key, Tensor]] = {id(p): (name, p) for name, p in self.parameters.items()}
         self._standins: dict[str, Tensor] = {}  # enter functions without a rule, so that no parameter ever does
         self._leaves: list[tuple[Key, Tensor, int | None]] = []  # per-sample copies of small parameters
@@ -136,7 +134,7 @@ class Capture(TorchFunctionMode):
             return self._derive(func, args, kwargs, func(*args, **kwargs), keyed)
         else:
             self.recomputed = self.recomputed or self.open
-            rule = self._rules.get(func)
+            rule = rule_of(func)
             out = NotImplemented if rule is None else rule(self, *args, **kwargs)
             if out is NotImplemented:
                 raw_args, raw_kwargs = self._exchange(args, kwargs)

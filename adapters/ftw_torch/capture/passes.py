@@ -15,8 +15,12 @@ from ftw_torch import batches
 from ftw_torch.amp import Ambient
 from ftw_torch.records.join import merge, seen
 
+from . import rules
 from .backward import gradients, has_reentrant
 from .discovery import Capture, Sink
+from .registry import apply_rules
+
+assert rules  # importing the package registers its rules
 
 __all__ = ["Passes", "Randomness", "as_seen", "uncompiled"]
 
@@ -78,13 +82,16 @@ class Passes:
         tensors = [tensor for _, tensor in batches.leaves(batch)]
         before = Randomness(parameters)
         with torch.enable_grad(), Capture(parameters, n, tensors, slow=self.slow, sink=sink) as capture:
-            losses = self.losses(batch, n, what)
+            with apply_rules(self.model, capture):
+                losses = self.losses(batch, n, what)
             records = capture.backward(self._scaled(losses))
         self.checkpointed = self.checkpointed or capture.recomputed
         if capture.hidden:  # the first time: from now on these are left to autograd from the start
             again = Capture(parameters, n, tensors, slow=self.slow, sink=sink)
             with before.again(0), torch.enable_grad(), again:
-                more = again.past(self._scaled(self.losses(batch, n, what)), capture.hidden)
+                with apply_rules(self.model, again):
+                    losses_again = self.losses(batch, n, what)
+                more = again.past(self._scaled(losses_again), capture.hidden)
             for name, record in more.items():
                 records[name] = merge([records[name], record]) if name in records else record
         return losses.detach(), records

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,12 +11,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ftw import Dense, OuterProduct
-from ftw_torch.capture import batch_axis as layout
+from ftw_torch.capture import batch_axis
+from ftw_torch.capture.discovery import Capture
+from ftw_torch.capture.registry import rule
 
-if TYPE_CHECKING:
-    from ftw_torch.capture.discovery import Capture
-
-__all__ = ["RULES"]
+__all__: list[str] = []
 
 aten = torch.ops.aten
 
@@ -97,12 +96,12 @@ def _rule(dims: int, transposed: bool) -> Callable[..., Any]:
 
 def _convolve(capture: Capture, x: Tensor, weight: Tensor, bias: Tensor | None, setting: tuple[Any, ...]) -> Any:
     names, n = (capture.name(weight), capture.name(bias)), capture.samples
-    place = layout.Layout(1, x.numel()) if n == 1 else capture.where(x)
-    if x.ndim != weight.ndim or not isinstance(place, layout.Layout) or names == (None, None):
+    place = batch_axis.Layout(1, x.numel()) if n == 1 else capture.where(x)
+    if x.ndim != weight.ndim or not isinstance(place, batch_axis.Layout) or names == (None, None):
         return NotImplemented
     if any(name is None and p is not None and p.requires_grad for name, p in zip(names, (weight, bias), strict=True)):
         return NotImplemented
-    where = layout.axis(x.shape, place, n)
+    where = batch_axis.axis(x.shape, place, n)
     if where is None or where.number != 0 or where.outer != 1:
         return NotImplemented
 
@@ -138,15 +137,12 @@ def _tuple(x: Any, dims: int) -> tuple[int, ...]:
     return (x,) * dims if isinstance(x, int) else tuple(x)
 
 
-RULES: dict[Any, Callable[..., Any]] = {
-    function: _rule(dims, transposed)
-    for dims, transposed, functions in (
-        (1, False, (F.conv1d,)),
-        (2, False, (F.conv2d,)),
-        (3, False, (F.conv3d,)),
-        (1, True, (F.conv_transpose1d,)),
-        (2, True, (F.conv_transpose2d,)),
-        (3, True, (F.conv_transpose3d,)),
-    )
-    for function in functions
-}
+for _dims, _transposed, _convolution in (
+    (1, False, F.conv1d),
+    (2, False, F.conv2d),
+    (3, False, F.conv3d),
+    (1, True, F.conv_transpose1d),
+    (2, True, F.conv_transpose2d),
+    (3, True, F.conv_transpose3d),
+):
+    rule(_convolution)(_rule(_dims, _transposed))

@@ -8,7 +8,7 @@ rows of a sample are anywhere among them (`Scattered`). The per-sample gradient 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,16 +17,18 @@ from torch.autograd.function import once_differentiable
 
 from ftw import Dense
 from ftw_torch.capture.batch_axis import Scattered, group
+from ftw_torch.capture.discovery import Capture
+from ftw_torch.capture.registry import rule
 from ftw_torch.records.blocks import product
 
-from .elementwise import trains
+from .common import trains
 
-if TYPE_CHECKING:
-    from ftw_torch.capture.discovery import Capture
-
-__all__ = ["RULES"]
+__all__: list[str] = []
 
 grouped_mm: Any = getattr(torch, "_grouped_mm", None)
+
+
+_FUNCTIONS = [f for home, name in ((torch, "_grouped_mm"), (F, "grouped_mm")) if (f := getattr(home, name, None))]
 
 
 class _Grouped(torch.autograd.Function):
@@ -53,6 +55,7 @@ class _Grouped(torch.autograd.Function):
         return dx, None, None, None, None
 
 
+@rule(*_FUNCTIONS)
 def grouped(
     capture: Capture, input: Tensor, weight: Tensor, offs: Tensor | None = None, bias: Any = None, out_dtype: Any = None
 ) -> Any:
@@ -78,8 +81,3 @@ def grouped(
         capture.deliver(name, Dense(product(parts[0].mT, parts[1]).view(n, *weight.shape)))
 
     return _Grouped.apply(input, weight.detach(), offs, capture.anchor, deliver)  # type: ignore[no-untyped-call]
-
-
-_FUNCTIONS = [f for home, name in ((torch, "_grouped_mm"), (F, "grouped_mm")) if (f := getattr(home, name, None))]
-
-RULES: dict[Any, Callable[..., Any]] = dict.fromkeys(_FUNCTIONS, grouped)
