@@ -72,6 +72,66 @@ def test_imports_run_one_way(package):
                 assert top not in FRAMEWORKS, where
 
 
+def files_and_imports():
+    """Return {module: modules of this repository that its file imports, at once or later}."""
+    files = {}
+    for package, folder in PACKAGES.items():
+        for path in folder.rglob("*.py"):
+            parts = [package, *path.relative_to(folder).with_suffix("").parts]
+            files[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    arrows = {module: set() for module in files}
+    for module, path in files.items():
+        home = module if path.name == "__init__.py" else module.rpartition(".")[0]
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            named = []
+            if isinstance(node, ast.Import):
+                named = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                above = home.split(".")[: len(home.split(".")) - node.level + 1] if node.level else []
+                base = ".".join([*above, *([node.module] if node.module else [])])
+                named = [f"{base}.{alias.name}" for alias in node.names]
+                named = [name if name in files else base for name in named]
+            arrows[module] |= {name for name in named if name in files and name != module}
+    return arrows
+
+
+def circles(arrows):
+    """Return the sets of modules that import each other, by repeatedly taking away those that import no other."""
+    left = {module: set(others) for module, others in arrows.items()}
+    while True:
+        ground = {module for module, others in left.items() if not others & set(left)}
+        if not ground:
+            break
+        left = {module: others for module, others in left.items() if module not in ground}
+    reached = dict(left)
+    for module in left:  # what only imports a circle is not of it
+        found, waiting = set(), list(left[module] & set(left))
+        while waiting:
+            other = waiting.pop()
+            if other not in found:
+                found.add(other)
+                waiting += left[other] & set(left)
+        reached[module] = found
+    return sorted(module for module, found in reached.items() if module in found)
+
+
+def test_a_circle_is_found():
+    arrows = {"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": set()}
+    assert circles(arrows) == ["b", "c"]
+
+
+def test_no_file_imports_itself_through_others():
+    assert circles(files_and_imports()) == []
+
+
+def test_the_top_of_the_torch_adapter_is_short():
+    import ftw_torch
+
+    entries = [path for path in PACKAGES["ftw_torch"].iterdir() if path.name not in ("__pycache__", "py.typed")]
+    assert len(entries) <= 16, sorted(path.name for path in entries)
+    assert dir(ftw_torch) == sorted(ftw_torch.__all__)
+
+
 def test_only_two_files_of_the_core_know_a_framework():
     names = FRAMEWORKS | {"is_torch_namespace", "is_jax_namespace", "is_numpy_namespace", "is_jax_array"}
     for path in PACKAGES["ftw"].rglob("*.py"):
