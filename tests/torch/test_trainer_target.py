@@ -75,7 +75,7 @@ def test_a_resumed_run_remembers_what_its_warnings_need(tmp_path, caplog):
         again, counted, made = run(start)
         assert again == [text for text, step in zip(said, steps, strict=True) if step > start]
         assert counted == leaked
-        assert made._ftw_guard.state() == whole._ftw_guard.state()
+        assert made._ftw_guard.state_dict() == whole._ftw_guard.state_dict()
         for p, q in zip(whole.model.parameters(), made.model.parameters(), strict=True):
             assert torch.equal(p, q)
 
