@@ -4,12 +4,15 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 THREADS ?= 1
 
-.PHONY: demo test test-slow test-transformers-4 bench docs format lint types clean
+.PHONY: demo check test test-slow test-transformers-4 bench docs format lint types clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/python -m ftw_torch.demo
 
+check: lint types test
+
 test: $(VENV)/test.stamp
+	$(BIN)/python -m ftw_compiled
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest -n 2 -m "not slow"
 
 test-transformers-4: $(VENV)-transformers-4/test.stamp

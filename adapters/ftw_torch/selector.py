@@ -71,7 +71,7 @@ class FilterThenWeight:
     shortlist : int, float or None
         How many go on to the Gram matrix, see `ftw.filter_then_weight`; half of the pool by default.
     solver : callable, optional
-        Like `ftw.solve_qp`. The default is the compiled one where it is installed.
+        Like `ftw.solve_qp`. The default is that of ``ftw_compiled`` where ``python -m ftw_compiled`` was run.
     damping : float
         Damping of the geometry, see `ftw.optimizers.adam`.
     micro_batch : int, optional

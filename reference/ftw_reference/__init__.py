@@ -10,8 +10,8 @@ To learn the method, read the files in this order; each begins with its mathemat
     filters.py           who is kept
     step.py              the whole step
 
-Everything is plain NumPy, compiled by numba as it stands where numba is installed. ``qp_fast.py`` solves the problem of
-``qp.py`` with the same result in a fraction of the time.
+Everything is plain NumPy, compiled by numba as it stands where numba is installed. These are solvers to read; the
+package ``ftw_compiled`` solves the problem of ``qp.py`` with the same result in a fraction of the time.
 """
 
 from . import filters, guard, preconditioning, projections, qp, similarity, step

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
-__all__ = ["COMPILED", "jit", "jit_fast"]
+__all__ = ["COMPILED", "jit"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -31,15 +31,4 @@ def jit(function: F) -> F:
     import numba
 
     compiled: Any = numba.njit(cache=True)(function)
-    return cast("F", compiled)
-
-
-def jit_fast(function: F) -> F:
-    """Compile ``function`` and let sums be reordered into vector registers; NaN and infinity keep their meaning."""
-    if not COMPILED:
-        return function
-    import numba
-
-    flags = {"reassoc", "contract", "nsz", "arcp"}
-    compiled: Any = numba.njit(cache=True, fastmath=flags, error_model="numpy")(function)
     return cast("F", compiled)

@@ -15,19 +15,22 @@ PACKAGES = {
     "ftw_torch": ROOT / "adapters/ftw_torch",
     "ftw_jax": ROOT / "adapters/ftw_jax",
     "ftw_reference": ROOT / "reference/ftw_reference",
+    "ftw_compiled": ROOT / "reference/ftw_compiled",
     "ftw_conformance": ROOT / "conformance/ftw_conformance",
 }
 ARROWS = {
     "ftw": set(),
-    "ftw_torch": {"ftw", "ftw_reference"},  # the reference's fast solver, when it is installed
-    "ftw_jax": {"ftw", "ftw_reference"},
+    "ftw_torch": {"ftw", "ftw_compiled"},
+    "ftw_jax": {"ftw"},
     "ftw_reference": set(),
-    "ftw_conformance": {"ftw", "ftw_reference", "ftw_torch", "ftw_jax"},
+    "ftw_compiled": {"ftw_reference"},
+    "ftw_conformance": {"ftw", "ftw_reference", "ftw_compiled", "ftw_torch", "ftw_jax"},
 }
 FRAMEWORKS = {"numpy", "torch", "jax", "scipy", "numba", "optax", "flax", "equinox", "transformers", "tqdm"}
 ALLOWED = {  # the other third parties a package may import at the top of a module
     "ftw": {"array_api_compat", "array_api_extra"},
     "ftw_reference": {"numpy", "numba"},
+    "ftw_compiled": {"numpy", "numba"},
 }
 
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import itertools
 
+import ftw_compiled
 import ftw_reference as ref
 import numpy as np
 import pytest
-from ftw_reference import Box, CappedSimplex, NonNegative, Simplex, Status, qp_fast
+from ftw_reference import Box, CappedSimplex, NonNegative, Simplex, Status
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy.optimize import nnls
 
-SOLVERS = {"plain": ref.solve_qp, "fast": qp_fast.solve_qp}
+SOLVERS = {"plain": ref.solve_qp, "fast": ftw_compiled.solve_qp}
 KINDS = (
     "wide", "narrow", "twins", "near_twins", "heavy", "zeros", "conditioned", "diagonal", "negative", "tiny", "huge",
     "clusters", "adam", "zero", "ones",
@@ -154,7 +155,7 @@ def test_fast_against_plain(kind):
         for constraint, *_ in constraints(n, seed):
             for ridge in (0.0, 0.05 * np.trace(K) / n):
                 plain = ref.solve_qp(K, c, constraint, ridge=ridge)
-                fast = qp_fast.solve_qp(K, c, constraint, ridge=ridge)
+                fast = ftw_compiled.solve_qp(K, c, constraint, ridge=ridge)
                 assert plain.status == fast.status == Status.OK
                 size = size_of(K, c, plain.weights)
                 assert abs(plain.objective - fast.objective) <= 1e-10 * size, (constraint, n)
@@ -226,7 +227,7 @@ def test_the_fast_certificate_is_the_plain_one():
     K, c = problem("conditioned", 30, 0)
     start = np.random.default_rng(0).uniform(size=30)
     for constraint, *_ in constraints(30, 0):
-        solution = qp_fast.solve_qp(K, c, constraint, max_steps=1, start=start)
+        solution = ftw_compiled.solve_qp(K, c, constraint, max_steps=1, start=start)
         check_feasible(solution.weights, constraint)
         box = ref.projections.bounds(constraint, 30)
         expected = ref.qp.certificate(K, c, solution.weights, box)
@@ -337,13 +338,13 @@ def test_batch_is_a_loop():
     problems = [problem(kind, 16, 5) for kind in KINDS if kind != "zero"]
     K, c = (np.stack(x) for x in zip(*problems, strict=True))
     for constraint, *_ in constraints(16, 5):
-        batch = qp_fast.solve_qp(K, c, constraint)
+        batch = ftw_compiled.solve_qp(K, c, constraint)
         for i in range(len(K)):
-            one = qp_fast.solve_qp(K[i], c[i], constraint)
+            one = ftw_compiled.solve_qp(K[i], c[i], constraint)
             np.testing.assert_array_equal(batch.weights[i], one.weights)
             assert (batch.status[i], batch.steps[i], batch.kkt[i]) == (one.status, one.steps, one.kkt)
     K[3, 0, 0] = np.nan
-    batch = qp_fast.solve_qp(K, c, Simplex(1.0))
+    batch = ftw_compiled.solve_qp(K, c, Simplex(1.0))
     assert batch.status[3] == Status.NOT_FINITE
     assert np.isnan(batch.weights[3]).all()
     assert (np.delete(batch.status, 3) == Status.OK).all()
@@ -353,11 +354,13 @@ def test_a_gram_matrix_need_not_be_checked():
     for kind in KINDS[:7]:
         K, c = problem(kind, 20, 8)
         for constraint, *_ in constraints(20, 8):
-            checked = qp_fast.solve_qp(K, c, constraint)
-            trusted = qp_fast.solve_qp(K, c, constraint, assume_psd=True)
+            checked = ftw_compiled.solve_qp(K, c, constraint)
+            trusted = ftw_compiled.solve_qp(K, c, constraint, assume_psd=True)
             np.testing.assert_array_equal(checked.weights, trusted.weights)
     # What is broken on the free coordinates is still found.
-    assert qp_fast.solve_qp(np.diag([1.0, -1.0]), np.ones(2), Simplex(1.0), assume_psd=True).status == Status.NOT_PSD
+    assert (
+        ftw_compiled.solve_qp(np.diag([1.0, -1.0]), np.ones(2), Simplex(1.0), assume_psd=True).status == Status.NOT_PSD
+    )
 
 
 def test_warm_start_changes_nothing_but_the_way():
@@ -365,11 +368,11 @@ def test_warm_start_changes_nothing_but_the_way():
     for n in (5, 40):
         K, c = problem("wide", n, 6)
         for constraint, *_ in constraints(n, 6):
-            cold = qp_fast.solve_qp(K, c, constraint)
+            cold = ftw_compiled.solve_qp(K, c, constraint)
             for start in (cold.weights, rng.uniform(-1, 1, size=n), np.zeros(n), np.full(n, 1e9), np.full(n, np.nan)):
-                warm = qp_fast.solve_qp(K, c, constraint, start=start)
+                warm = ftw_compiled.solve_qp(K, c, constraint, start=start)
                 np.testing.assert_allclose(warm.weights, cold.weights, atol=1e-10)
-            assert qp_fast.solve_qp(K, c, constraint, start=cold.weights).steps <= 2
+            assert ftw_compiled.solve_qp(K, c, constraint, start=cold.weights).steps <= 2
 
 
 def _escape(text):

@@ -1,4 +1,4 @@
-"""The QP on the host: the compiled exact solver of ``ftw_reference`` where it is installed, the core's elsewhere.
+"""The QP on the host: the solver of ``ftw_compiled`` where it was compiled ahead of time, the core's elsewhere.
 
 The problems are tiny and many (one a pick), so that what counts is the cost of a call. Gram matrix and scores are on
 the host at that point whatever the device: one transfer a step.
@@ -6,6 +6,7 @@ the host at that point whatever the device: one transfer a step.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -17,15 +18,17 @@ import ftw
 
 __all__ = ["best_solver", "compiled"]
 
+log = logging.getLogger("ftw_torch")
+
 
 @cache
 def best_solver() -> Callable[..., Any]:
-    """Return `compiled` where ``ftw_reference`` and numba are installed, else `ftw.solve_qp`."""
-    try:
-        from ftw_reference._jit import COMPILED
-    except ImportError:
-        return ftw.solve_qp
-    return compiled if COMPILED else ftw.solve_qp
+    """Return `compiled` where ``python -m ftw_compiled`` was run, else `ftw.solve_qp`: a step never waits."""
+    from ftw_compiled.compilation import COMPILED, is_ready
+
+    if COMPILED and not is_ready():
+        log.info("python -m ftw_compiled compiles a faster solver of the weights, once")
+    return compiled if is_ready() else ftw.solve_qp
 
 
 def compiled(
@@ -38,11 +41,11 @@ def compiled(
     max_steps: int = 0,
     start: Tensor | None = None,
 ) -> Any:
-    """Solve one problem by ``ftw_reference.qp_fast`` in float64; parameters and result as in `ftw.solve_qp`.
+    """Solve one problem by ``ftw_compiled.solve_qp`` in float64; parameters and result as in `ftw.solve_qp`.
 
     float64 on the CPU is read in place, without a copy; anything else is converted first.
     """
-    from ftw_reference.qp_fast import solve_qp
+    from ftw_compiled import solve_qp
 
     if gram.ndim != 2 or not gram.shape[0] or gram.requires_grad:
         return ftw.solve_qp(gram, linear, constraint, ridge=ridge, start=start)

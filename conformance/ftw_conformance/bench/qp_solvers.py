@@ -74,7 +74,7 @@ def _jax() -> Solver:
 
 def reference() -> Solver:
     """Return the reference's compiled solver."""
-    fast = importlib.import_module("ftw_reference.qp_fast")
+    fast = importlib.import_module("ftw_compiled")
     return lambda K, c: lambda: fast.solve_qp(K, c, Simplex()).weights
 
 

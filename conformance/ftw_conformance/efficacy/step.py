@@ -110,7 +110,7 @@ def solver() -> Callable[..., Any] | None:
     try:
         if not importlib.import_module("ftw_reference").COMPILED:
             return None
-        found: Callable[..., Any] = importlib.import_module("ftw_reference.qp_fast").solve_qp
+        found: Callable[..., Any] = importlib.import_module("ftw_compiled").solve_qp
     except ImportError:
         return None
     return found

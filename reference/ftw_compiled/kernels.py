@@ -1,18 +1,19 @@
-r"""The weights of ``qp.py``, exact as well, and made fast: one compiled function from arrays to answer.
+r"""The kernels: one compiled function from arrays to the exact weights.
 
     minimise  f(w) = 1/2 w'H w - c'w,   H = K + ridge I      over  l <= w <= u,  and perhaps  sum w = t.
 
-The optimality conditions, the scaling x_i = d_i w_i to a unit diagonal, and what is reported are those of ``qp.py``.
-There, one coordinate joins or leaves the free set F at a time, and every step starts from nothing. Here:
+The optimality conditions, the scaling x_i = d_i w_i to a unit diagonal, and what is reported are those of
+``ftw_reference/qp.py``. There, one coordinate joins or leaves the free set F at a time, and every step starts from
+nothing. Here:
 
 1. **A good first guess.** A few projected gradient steps, with Barzilai and Borwein's step length and an exact line
    search, find most of F. A warm start takes F from the weights of the problem before.
 2. **Newton on a whole guess.** Solve for the minimum on F, the rest held at their bounds; then move *all* coordinates
    that break a bound to that bound, and free *all* that are held against their will. Usually three or four rounds end
    it (a primal-dual active set). The number of offenders is watched: when it stops falling, step 3 takes over.
-3. **The safe method.** From the nearest feasible point, the active-set method of ``qp.py`` with the offenders added
-   in blocks: walk to the first bound, drop what hits it; at the minimum on F, add the worst offenders. f falls in
-   each step.
+3. **The safe method.** From the nearest feasible point, the active-set method of ``ftw_reference/qp.py`` with the
+   offenders added in blocks: walk to the first bound, drop what hits it; at the minimum on F, add the worst
+   offenders. f falls in each step.
 
 **The linear algebra.** H_FF = L L' is kept as a Cholesky factor whose rows follow the order in which the coordinates
 came. New coordinates are new rows; one that leaves is rotated out; the rows before it stay as they are.
@@ -22,7 +23,8 @@ present x: p = -(H_FF + eps I)^-1 (g_F + lambda a_F). Repeating the step is both
 point method: where H has curvature, p is Newton's step; along a flat slope it is 1e12 times the slope, and a bound
 stops it. Nothing is ever divided by a zero pivot, and the fixed points are those of the problem without eps.
 
-Compiled code stays in this one file (see ``_jit.py``).
+A compiled function calls only compiled functions of its own file: numba decides by the time stamp of that one file
+whether a cached result still holds.
 """
 
 from __future__ import annotations
@@ -31,12 +33,9 @@ from typing import Any
 
 import numpy as np
 
-from ._jit import jit_fast
-from .projections import bounds
-from .qp import QPSolution
-from .status import Status
+from .compilation import jit_fast
 
-__all__ = ["solve_qp"]
+__all__ = ["solve", "solve_batch"]
 
 Array = Any
 
@@ -44,84 +43,6 @@ EPS = 1e-12  # the proximal term, relative to the unit diagonal
 GUESSES = 15  # projected gradient steps before the first guess
 NOISE = 1e-15  # slopes below NOISE * (the size of the terms they are made of) are rounding
 LOWER, FREE, UPPER = 0, 1, 2
-
-_STATUS = tuple(Status)
-_ZERO, _INFINITE = np.zeros(1), np.full(1, np.inf)  # (1,): bounds that are the same for all
-_NONE = np.zeros(0)
-
-
-def solve_qp(
-    gram: Array,
-    linear: Array,
-    constraint: Any,
-    *,
-    ridge: float = 0.0,
-    tol: float | None = None,
-    max_steps: int = 0,
-    start: Array | None = None,
-    assume_psd: bool = False,
-) -> QPSolution:
-    """Minimise 1/2 w'(K + ridge I) w - c'w over a constraint set; one problem, or a batch.
-
-    Parameters
-    ----------
-    gram : array (n, n) or (B, n, n)
-        K, symmetric and positive semi-definite. C-contiguous float64 is read in place.
-    linear : array (n,) or (B, n)
-        c.
-    constraint : a NamedTuple
-        NonNegative(), Simplex(total), CappedSimplex(cap, total) or Box(lower, upper), the same for all problems.
-    ridge : float
-        Added to the diagonal as it is.
-    tol : float, optional
-        Ignored, so that the call can stand for other solvers: the method is exact.
-    max_steps : int
-        The most rounds; 0 stands for 200 + 20 n.
-    start : array (n,) or (B, n), optional
-        Weights of a similar problem: their support is the first guess.
-    assume_psd : bool
-        Skip the factorisation of K that looks for an indefinite matrix, for a K that is a Gram matrix by construction.
-        It is about half of the time. NOT_PSD is then found only where it shows on the free coordinates.
-
-    Returns
-    -------
-    QPSolution
-        As from ``qp.solve_qp``; for a batch, each field is an array with a leading axis B.
-
-    Examples
-    --------
-    >>> from ftw_reference import NonNegative
-    >>> solve_qp([[1.0, 0.0], [0.0, 1.0]], [1.0, -1.0], NonNegative()).weights
-    array([1., 0.])
-    """
-    K = np.ascontiguousarray(gram, dtype=np.float64)  # (n, n) or (B, n, n)
-    c = np.ascontiguousarray(linear, dtype=np.float64)  # (n,) or (B, n)
-    shape = K.shape
-    if len(shape) not in (2, 3) or shape[-1] != shape[-2] or shape[-1] == 0 or c.shape != shape[:-1]:
-        raise ValueError(
-            f"gram has shape {shape} and linear {c.shape}: give (n, n) and (n,), or (B, n, n) and (B, n), n >= 1"
-        )
-    if ridge < 0:
-        raise ValueError(f"ridge is {ridge}: give a number >= 0")
-    if start is None:
-        first = _NONE if len(shape) == 2 else _NONE.reshape(shape[0], 0)
-    else:
-        first = np.ascontiguousarray(start, dtype=np.float64)
-        if first.shape != c.shape:
-            raise ValueError(f"start has shape {first.shape} and linear {c.shape}: they must be the same")
-    fields = getattr(constraint, "_fields", None)
-    if fields == ("total",) and type(constraint.total) is float:  # the usual ones, without a detour
-        lower, upper, total, has_total = _ZERO, _INFINITE, constraint.total, True
-    elif fields == ():
-        lower, upper, total, has_total = _ZERO, _INFINITE, 0.0, False
-    else:
-        lower, upper, total, has_total = bounds(constraint, shape[-1])
-    if len(shape) == 2:
-        w, f, kkt, gap, steps, code = solve(
-            K, c, lower, upper, total, has_total, float(ridge), first, max_steps, assume_psd
-        )
-        return QPSolution(w, f, kkt, gap, steps, _STATUS[code])
-    return QPSolution(*solve_batch(K, c, lower, upper, total, has_total, float(ridge), first, max_steps, assume_psd))
 
 
 @jit_fast
@@ -769,7 +690,7 @@ def certificate(
     has_total: bool,
     reach: Array,
 ) -> tuple[float, float, float]:
-    """Return the objective, the natural residual and the gap of ``qp.py`` for w (n,), x = d w, g = A x - q."""
+    """Return the objective, the natural residual and the gap of the reference for w (n,), x = d w, g = A x - q."""
     n = w.shape[0]
     quadratic, linear, size, L, width, steepest, scale = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
     for i in range(n):

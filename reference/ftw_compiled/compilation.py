@@ -1,0 +1,89 @@
+"""Compile the kernels ahead of time, and tell cheaply whether that was done on this machine.
+
+Compiling takes 20 to 50 seconds, once: numba keeps the result on disk. ``python -m ftw_compiled`` does it and leaves a
+mark beside numba's files, with a digest of everything the result depends on. A training step looks at the mark alone,
+so that it never waits for a compiler.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+__all__ = ["COMPILED", "compile_kernels", "is_ready", "jit_fast"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+COMPILED: bool = (
+    os.environ.get("FTW_REFERENCE_JIT", "1") != "0"
+    and os.environ.get("NUMBA_DISABLE_JIT", "0") in ("", "0")
+    and importlib.util.find_spec("numba") is not None
+    and importlib.util.find_spec("scipy") is not None
+)
+
+
+def jit_fast(function: F) -> F:
+    """Compile ``function`` and let sums be reordered into vector registers; NaN and infinity keep their meaning."""
+    if not COMPILED:
+        return function
+    import numba
+
+    flags = {"reassoc", "contract", "nsz", "arcp"}
+    compiled: Any = numba.njit(cache=True, fastmath=flags, error_model="numpy")(function)
+    return cast("F", compiled)
+
+
+def is_ready() -> bool:
+    """Tell whether the kernels were compiled on this machine, without importing numba."""
+    return COMPILED and _mark().exists()
+
+
+def compile_kernels() -> None:
+    """Compile the kernels, or load them from numba's cache, and leave the mark.
+
+    Raises
+    ------
+    ImportError
+        If numba or scipy is not installed.
+    OSError
+        If the mark cannot be written.
+    """
+    if not COMPILED:
+        raise ImportError("the compiled solver needs numba and scipy: pip install 'filter-then-weight[reference]'")
+    import numpy as np
+    from ftw_reference import CappedSimplex, NonNegative
+
+    from .qp import solve_qp
+
+    K, c = np.eye(3), np.ones(3)
+    for constraint in (NonNegative(), CappedSimplex(0.5)):
+        solve_qp(K, c, constraint)
+        solve_qp(K, c, constraint, start=c)
+        solve_qp(np.stack([K, K]), np.stack([c, c]), constraint)
+    mark = _mark()
+    mark.parent.mkdir(parents=True, exist_ok=True)
+    mark.touch()
+
+
+def _mark() -> Path:
+    """Return the file that says that the kernels of this source, numba, Python and processor are in the cache."""
+    here = Path(__file__)
+    digest = hashlib.sha256(here.with_name("kernels.py").read_bytes())
+    parts = (importlib.metadata.version("numba"), sys.version, platform.machine(), platform.processor(), _processor())
+    digest.update(repr(parts).encode())
+    folder = os.environ.get("NUMBA_CACHE_DIR")
+    return (Path(folder) if folder else here.parent / "__pycache__") / f"kernels-{digest.hexdigest()[:16]}.ready"
+
+
+def _processor() -> str:
+    """Return the processor's name and features where the system tells them: numba compiles for these."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    return next((line for line in lines if line.startswith("flags")), "")
