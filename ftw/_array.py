@@ -19,6 +19,7 @@ __all__ = [
     "argsort_descending",
     "cast",
     "device",
+    "integers",
     "is_floating",
     "is_free",
     "is_jax",
@@ -184,6 +185,20 @@ def _is_real(xp: Any, dtype: Any) -> bool:
 def widen(xp: Any, x: Any) -> Any:
     """Return ``x`` in float32 if it is a 16-bit float, itself otherwise. Sums are taken in the result."""
     return xp.astype(x, xp.float32) if xp.finfo(x.dtype).bits < 32 else x
+
+
+def integers(x: Any) -> Any:
+    """Return integers of any width in the namespace's default one, so that no product or offset of them wraps.
+
+    What is no array of integers is returned as it is: JAX builds records of placeholders, and checks name the rest.
+    """
+    if not compat.is_array_api_obj(x):
+        return x
+    xp = namespace(x)
+    if not xp.isdtype(x.dtype, "integral"):
+        return x
+    default = xp.__array_namespace_info__().default_dtypes()["integral"]
+    return x if x.dtype == default else xp.astype(x, default)
 
 
 def cast(x: Any, like: Any) -> Any:

@@ -231,7 +231,7 @@ def _run_filter(
     if isinstance(filtered, filters.Filtered):
         got += f"(indices {tuple(filtered.indices.shape)} {filtered.indices.dtype})"
         if tuple(filtered.indices.shape) == (keep,) and "int" in str(filtered.indices.dtype):
-            return filtered, None
+            return filtered._replace(indices=_array.integers(filtered.indices)), None
     raise ValueError(
         f"filter_then_weight: the filter must return Filtered(indices ({keep},) of integers, count); got {got}"
     )

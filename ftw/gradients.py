@@ -111,7 +111,8 @@ class Rows:
     Parameters
     ----------
     indices : integer array (n, t)
-        Row numbers in [0, size). Rows that occur several times add up.
+        Row numbers in [0, size), of any integer dtype: they are held in the namespace's default one. Rows that occur
+        several times add up.
     output_grads : array (n, t, d)
         Gradient of sample i's own loss with respect to the looked-up rows.
     size : int
@@ -124,6 +125,7 @@ class Rows:
 
     def __post_init__(self) -> None:
         _array.register_pytrees()
+        object.__setattr__(self, "indices", _array.integers(self.indices))  # offsets would wrap in narrow integers
 
     @property
     def samples(self) -> int:
@@ -400,6 +402,7 @@ def take(gradients: Mapping[str, Record], indices: Array) -> dict[str, Record]:
     _array.namespace(indices, first, what="take")
     if indices.ndim != 1 or not xp.isdtype(indices.dtype, "integral"):
         raise ValueError(f"take: indices must be a vector of integers, got {indices.dtype} {tuple(indices.shape)}")
+    indices = _array.integers(indices)
     if _array.outside(indices, n):
         raise ValueError(f"take: indices must lie in [0, {n}), the number of samples")
     return {name: record.take(xp, indices) for name, record in gradients.items()}

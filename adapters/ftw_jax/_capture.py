@@ -256,7 +256,7 @@ def _records(site: Product | Lookup, x: Any, b: Any) -> list[Any]:
     depth = len(site.lengths)
     lead = b.ndim - len(site.out.shape)  # samples and scans
     if isinstance(site, Lookup):
-        ids = jnp.reshape(x, (*x.shape[: 1 + depth], -1))  # (n, *scans, tokens)
+        ids = jnp.reshape(x.astype(int), (*x.shape[: 1 + depth], -1))  # (n, *scans, tokens), no longer narrow
         b = jnp.reshape(b, (*b.shape[:lead], -1, site.shape[1]))  # (n, *scans, tokens, d)
         if site.drops:
             b = jnp.where(((ids >= 0) & (ids < site.shape[0]))[..., None], b, 0)

@@ -264,6 +264,15 @@ def situations(rng: Any) -> list[Case]:
     p = models.geometry(rng, long, 0)
     inputs = (long, models.records(rng, 2, 100, ("wide", "rows", "table")), models.target(rng, long), p)
     out.append(Case("products/4096 tokens", products, inputs, account, ALL))
+    for dtype in ("uint8", "int8", "int16", "uint16", "int32"):  # more rows and samples than a byte can count
+        x, y = (
+            {"table": ftw.Rows(rng.integers(0, 127, size=(m, 2)).astype(dtype), rng.normal(size=(m, 2, 1)), 300)}
+            for m in (40, 3)
+        )
+        g, p = models.target(rng, x), {"table": ftw.Scale(np.asarray(1.5))}
+        name = f"products/narrow integers/{dtype}"
+        out.append(Case(name, in_blocks(90_000), (x, y, g, p), account, WIDE, heavy=dtype != "uint8"))
+        out.append(Case(f"{name}/all at once", products, (x, y, g, p), account, ("float64",), heavy=True))
     for what, factor in (("huge", 1e9), ("tiny", 1e-9)):
         x, y = (scaled(models.records(rng, n, 3), factors=[factor] * n) for n in (4, 2))
         g = models.target(rng, x)
