@@ -1,7 +1,8 @@
 """Operators: the optimizer's linearised response ``P`` to a gradient, one symmetric PSD operator per parameter.
 
-Each operator knows three things. ``apply`` is P itself on a dense gradient. ``sqrt`` is P^1/2. ``split`` writes
-the inner product of two records without forming their gradients first,
+Each operator knows four things. ``apply`` is P itself on a dense gradient. ``sqrt`` is P^1/2. ``is_psd`` says whether
+P has no negative eigenvalue, as it must: an optimizer with a negative rate climbs. ``split`` writes the inner product
+of two records without forming their gradients first,
 
     <G_i, P H_j>  =  sum over pieces, rows r, columns c of  X_i[r, c] * weights[r, c] * Y_j[r, c],
 
@@ -70,6 +71,11 @@ class Scale:
         g = _wide(g)
         return g * _array.scalar_like(self.value, g) ** 0.5
 
+    def is_psd(self) -> Any:
+        """Return whether P has no negative eigenvalue, a bool or a 0-d boolean array; NaN does not count."""
+        value = self.value
+        return value >= 0 or value != value if isinstance(value, (int, float)) else ~(value < 0)
+
     def split(self, xp: Any, left: Record, right: Record) -> list[Piece]:
         """Return the pieces of ``<left_i, P right_j>``."""
         return [Piece(left, right, self.value)]
@@ -112,6 +118,10 @@ class Diagonal:
         """Return P^1/2 g, for g of the parameter's shape, or with leading axes before it."""
         g = _wide(g)
         return g * _array.cast(self.values, g) ** 0.5
+
+    def is_psd(self) -> Any:
+        """Return whether P has no negative eigenvalue, a bool or a 0-d boolean array; NaN does not count."""
+        return _none_negative(self.values)
 
     def split(self, xp: Any, left: Record, right: Record) -> list[Piece]:
         """Return the pieces of ``<left_i, P right_j>``."""
@@ -164,6 +174,14 @@ class Kronecker:
         """Return P^1/2 g, for g (..., d_out, d_in); an eigendecomposition of each dense side."""
         xp = _array.namespace(self.left, self.right, g)
         return _sandwich(half(xp, self.left), g, half(xp, self.right))
+
+    def is_psd(self) -> Any:
+        """Return whether P has no negative eigenvalue, a bool or a 0-d boolean array; NaN does not count.
+
+        Each side must be so, up to rounding; one Cholesky factorisation of each dense side.
+        """
+        sides = [_none_negative(x) if x.ndim == 1 else _is_psd(x) for x in (self.left, self.right)]
+        return sides[0] & sides[1]
 
     def split(self, xp: Any, left: Record, right: Record) -> list[Piece]:
         """Return the pieces of ``<left_i, P right_j>``."""
@@ -235,6 +253,10 @@ class Rotated:
         g = _array.cast(self.values, g) ** power * g  # (..., r_out, r_in)
         g = g if left is None else left @ g
         return g if right is None else g @ right.T
+
+    def is_psd(self) -> Any:
+        """Return whether P has no negative eigenvalue, a bool or a 0-d boolean array; NaN does not count."""
+        return _none_negative(self.values)
 
     def split(self, xp: Any, left: Record, right: Record) -> list[Piece]:
         """Return the pieces of ``<left_i, P right_j>``."""
@@ -354,6 +376,14 @@ class Polar:
             total = total + ((g @ vt.T - u @ k) * beyond) @ vt
         return total
 
+    def is_psd(self) -> Any:
+        """Return whether P has no negative eigenvalue, a bool or a 0-d boolean array; NaN does not count."""
+        if self.gains is None:
+            return _none_negative(self.s)
+        square = self.shape[0] == self.shape[1]  # nothing lies outside
+        fine = _none_negative(self.gains.symmetric) & _none_negative(self.gains.antisymmetric)
+        return fine if square else fine & _none_negative(self.gains.outside)
+
     def split(self, xp: Any, left: Record, right: Record) -> list[Piece]:
         """Return the pieces of ``<left_i, P right_j>``."""
         v = self.vt.T  # (d_in, r)
@@ -391,6 +421,22 @@ Operator = Scale | Diagonal | Kronecker | Rotated | Polar
 def _inner(g: Any, h: Any) -> Any:
     xp = _array.namespace(g, h)
     return xp.sum(g * h)
+
+
+def _none_negative(values: Any) -> Any:
+    """Return whether no number is below zero, a 0-d boolean array."""
+    return ~_array.namespace(values).any(values < 0)
+
+
+def _is_psd(side: Any) -> Any:
+    """Return whether a symmetric matrix (d, d) has no eigenvalue that is negative beyond rounding, a 0-d array."""
+    xp = _array.namespace(side)
+    side = _array.widen(xp, side)
+    unit = xp.eye(side.shape[0], dtype=side.dtype, device=_array.device(side))
+    size = xp.max(xp.abs(xp.linalg.diagonal(side)))
+    size = xp.where(size > 0, size, xp.ones_like(size))
+    side = xp.where(xp.all(xp.isfinite(side)), side / size, unit)
+    return xp.asarray(_array.is_positive(xp, side + float(xp.finfo(side.dtype).eps) ** 0.5 * unit))
 
 
 def _wide(g: Any) -> Any:

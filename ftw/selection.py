@@ -26,6 +26,7 @@ from .geometry import Operator
 from .gradients import Record, combine, take
 from .inner_products import gram, squared_norms
 from .inner_products import scores as all_scores
+from .status import Status
 
 __all__ = ["Selection", "filter_then_weight"]
 
@@ -130,7 +131,7 @@ def filter_then_weight(
         samples=xp.mean(squared_norms(target_samples, geometry)) if m and target_samples is not None else None,
         pool=pool,
     )
-    return choose(
+    selection = choose(
         b,
         products,
         keep=keep,
@@ -142,6 +143,26 @@ def filter_then_weight(
         solver=solver,
         targets=m,
         guard=guard,
+    )
+    psd = xp.asarray(True, device=place)
+    for operator in geometry.values():
+        psd = psd & operator.is_psd()
+    return _refused(xp, selection, psd)
+
+
+def _refused(xp: Any, selection: Selection, psd: Any) -> Selection:
+    """Return the selection, without an answer where the geometry is indefinite: a root of it has no meaning."""
+
+    def answer(x: Any) -> Any:
+        return xp.where(psd, x, xp.full_like(x, xp.nan))
+
+    status = selection.status
+    return selection._replace(
+        weights=answer(selection.weights),
+        match=answer(selection.match),
+        predicted_decrease=answer(selection.predicted_decrease),
+        effective_size=answer(selection.effective_size),
+        status=xp.where(psd, status, xp.full_like(status, int(Status.NOT_PSD))),
     )
 
 

@@ -23,7 +23,7 @@ from ._items import Held, Known, Live, Unreadable
 from ._linearised import linearised
 from ._program import run
 
-__all__ = ["geometry", "is_psd", "linear_updates", "orthogonalised"]
+__all__ = ["geometry", "linear_updates", "orthogonalised"]
 
 
 def linear_updates(
@@ -96,15 +96,6 @@ def geometry(
     """
     updates = _read(tx, params, opt_state, anticipate, damping, extra_args, linearise, through_zero=True)
     return {name: update.operator for name, update in updates.items()}
-
-
-def is_psd(operators: Mapping[str, Operator]) -> Any:
-    """Tell whether no operator has a negative eigenvalue, as a 0-d boolean array."""
-    fine = jnp.asarray(True)
-    for operator in operators.values():
-        values: Any = getattr(operator, "values", getattr(operator, "value", getattr(operator, "s", 0.0)))
-        fine = fine & ~jnp.any(jnp.less(values, 0))
-    return fine
 
 
 def _read(

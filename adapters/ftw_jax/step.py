@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 import ftw
-from ftw import Selection, Simplex, Status
+from ftw import Selection, Simplex
 from ftw.constraints import Constraint
 from ftw.filters import Filter
 from ftw.geometry import Operator
@@ -21,7 +21,7 @@ from ftw.spi import GuardWatch
 from . import _capture, _names
 from ._layout import operators_of, tree_of
 from .geometry import geometry as optimizer_geometry
-from .geometry import is_psd, orthogonalised
+from .geometry import orthogonalised
 
 __all__ = ["capture_plan", "filter_then_weight"]
 
@@ -139,7 +139,6 @@ def filter_then_weight(
             target_samples=samples,
             guard=guard,
         )
-        selection = _refuse_indefinite(selection, is_psd(operators))
         members = ftw.take(records, selection.indices)
         grads = ftw.combine(members, selection.weights)
         selection = selection._replace(losses=losses, target_loss=jnp.mean(target_losses))
@@ -180,14 +179,6 @@ def _plan(
         for batch, t in zip(batches, traced, strict=True)
     ]
     return [_capture.sharing(t, params, apart=apart) for t in traced]
-
-
-def _refuse_indefinite(selection: Selection, psd: Any) -> Selection:
-    """Return a selection without an answer if the optimizer climbs in some direction."""
-    return selection._replace(
-        weights=jnp.where(psd, selection.weights, jnp.nan),
-        status=jnp.where(psd, selection.status, jnp.int32(Status.NOT_PSD)),
-    )
 
 
 def _check_options(

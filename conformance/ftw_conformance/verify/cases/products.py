@@ -125,6 +125,53 @@ def acted(p: Any, g: Any, h: Any) -> dict[str, Any]:
         "inner, the other way": p.inner(h[1, ...], g),
         "sqrt twice": p.sqrt(p.sqrt(h)),
         "sqrt": p.inner(g, g) - _square(p.sqrt(g)),
+        "is_psd": _array.namespace(g).asarray(p.is_psd()),
+    }
+
+
+def definite(p: Any) -> dict[str, Any]:
+    """Return whether an operator has no negative eigenvalue."""
+    xp = _array.namespace(*_array.leaves(p))
+    return {"is_psd": xp.asarray(p.is_psd())}
+
+
+def account_definite(shape: tuple[int, ...]) -> Callable[..., dict[str, Expect]]:
+    """Return an account that looks at the eigenvalues of the explicit matrix."""
+
+    def account(got: Mapping[str, Array], p: Any) -> dict[str, Expect]:
+        values = np.linalg.eigvalsh(explicit.matrix(p, shape))
+        return {"is_psd": exactly(bool(values.min() >= -1e-6 * np.abs(values).max()))}
+
+    return account
+
+
+def negatives(rng: Any, shape: tuple[int, int]) -> dict[str, Any]:
+    """Return operators with one negative part each, by name."""
+    one = {kind: models.operator(rng, kind, shape) for kind in models.KINDS}
+    rows, columns = shape
+
+    def flipped(x: Any, at: Any) -> Any:
+        x = np.array(x)
+        x[at] = -x[at]
+        return x
+
+    corner = (0, shape[1] - 1)
+    gains = one["spectral"].gains
+    u, s, vt = (getattr(one["spectral"], name) for name in ("u", "s", "vt"))
+    return {
+        "scale": ftw.Scale(np.asarray(-1e-3)),
+        "diagonal": ftw.Diagonal(flipped(one["diagonal"].values, corner)),
+        "left": ftw.Kronecker(flipped(np.ones(rows), 1), np.ones(columns)),
+        "right": ftw.Kronecker(models.psd(rng, rows), flipped(np.ones(columns), 2)),
+        "dense left": ftw.Kronecker(models.psd(rng, rows) - 0.1 * np.eye(rows) * rows, np.ones(columns)),
+        "dense right": ftw.Kronecker(np.ones(rows), -models.psd(rng, columns)),
+        "rotated": ftw.Rotated(one["rotated"].left, flipped(one["rotated"].values, corner), one["rotated"].right),
+        "polar": ftw.Polar(u, flipped(s, -1) - 5.0 * (np.arange(len(s)) == len(s) - 1), vt),
+        "antisymmetric": ftw.Polar(
+            u, s, vt, gains._replace(antisymmetric=flipped(gains.antisymmetric, ((0, 1), (1, 0))))
+        ),
+        "symmetric": ftw.Polar(u, s, vt, gains._replace(symmetric=flipped(gains.symmetric, (1, 1)))),
+        "outside": ftw.Polar(u, s, vt, gains._replace(outside=flipped(gains.outside, 0))),
     }
 
 
@@ -149,6 +196,7 @@ def account_acted(got: Mapping[str, Array], p: Any, g: Array, h: Array) -> dict[
         "inner, the other way": summed(inner, norm * length * other, 64 * size),
         "sqrt twice": rounded(b.reshape(h.shape), norm * other, condition),
         "sqrt": rounded(0.0, norm * length**2, condition),
+        "is_psd": exactly(True),
     }
 
 
@@ -224,6 +272,13 @@ def cases() -> list[Case]:
             one, h = models.operator(rng, kind, shape), rng.normal(size=(3, *shape))
             heavy = shape not in ((4, 6), (7,)) or kind == "low"
             out.append(Case(f"operators/{kind}/{shape}", acted, (one, h[2], h[:2]), account_acted, WIDE, heavy=heavy))
+    for shape in ((4, 6), (6, 4), (5, 5)):
+        for name, operator in negatives(rng, shape).items():
+            account_of_it = account_definite(shape)
+            case = Case(
+                f"operators/negative {name}/{shape}", definite, (operator,), account_of_it, WIDE, heavy=shape[0] > 4
+            )
+            out.append(case)
     return out
 
 

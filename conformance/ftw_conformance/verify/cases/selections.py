@@ -15,7 +15,7 @@ from ftw import _array
 from ftw_conformance.verify.table import Case, Expect, exactly, rounded, summed
 
 from . import explicit, models
-from .products import lengths, scaled, terms
+from .products import lengths, negatives, scaled, terms
 
 Array = Any
 OK, NOTHING_USEFUL, NOT_FINITE, INFEASIBLE, NOT_PSD = range(5)
@@ -320,6 +320,7 @@ def cases() -> list[Case]:
     add("a lower bound for each", p._replace(bounds=(-caps,)), {"keep": 4}, lambda low: ftw.Box(low, 0.3))
     add("totals are arrays", p._replace(bounds=(np.asarray(2.0),)), {"keep": 4}, ftw.Simplex)
     out += situations(rng, add, p)
+    out += climbing(rng)
     return out
 
 
@@ -372,6 +373,32 @@ def situations(rng: Any, add: Any, p: Pool) -> list[Case]:
     add("not PSD, matching", negative, {"keep": 4})
     add("not PSD, NonNegative", negative, {"keep": 4, "filter": "top_k", "constraint": ftw.NonNegative()})
     return []
+
+
+def climbing(rng: Any) -> list[Case]:
+    """Return selections under an operator with a negative part: every kind ends as NOT_PSD, whatever the filter."""
+    out = []
+    wide = models.records(rng, 6, 2, ("wide",))
+    target = models.target(rng, wide)
+    for i, (name, operator) in enumerate(negatives(rng, (4, 6)).items()):
+        for j, filter in enumerate(("matching", "top_k")):
+            pool = Pool(wide, target, {"wide": operator}, None, ())
+            call = call_with({"keep": 3, "filter": filter})
+            heavy = (i, j) not in ((1, 0), (8, 1))
+            out.append(Case(f"selection/climbs/{name}/{filter}", call, (pool,), account_climbing, heavy=heavy))
+    return out
+
+
+def account_climbing(got: Mapping[str, Array], p: Pool) -> dict[str, Expect]:
+    """Expect a status and no numbers; scores are what they are, the rest has no meaning."""
+    b = ref.scores(
+        explicit.flat(p.candidates), explicit.flat_target(p.target), explicit.metric(p.candidates, p.geometry)
+    )
+    size = np.max(lengths(p.candidates)) * np.linalg.norm(explicit.flat_target(p.target)) * 1e2
+    numbers = ("weights", "match", "predicted_decrease", "effective_size")
+    out = {name: exactly(np.full(np.shape(got[name]), np.nan)) for name in numbers}
+    out |= {name: exactly(0)._replace(got=0) for name in ("indices", "count", "shrinkage", "signal")}
+    return out | {"status": exactly(NOT_PSD), "scores": summed(b, size, 1e4)}
 
 
 def opposed(x: Any, target: Any) -> Any:
