@@ -8,6 +8,7 @@ which the standard lacks; and the registration of records as JAX pytrees, done w
 from __future__ import annotations
 
 import functools
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ParamSpec, Protocol, TypeVar, runtime_checkable
@@ -31,6 +32,7 @@ __all__ = [
     "namespace",
     "numpy_views",
     "outside",
+    "power_of_two",
     "put",
     "pytree",
     "quiet",
@@ -269,6 +271,13 @@ def read(x: Any) -> Any:
         return x.item()
     dtype = str(x.dtype)
     return bool(x) if "bool" in dtype else int(x) if "int" in dtype else float(x)
+
+
+def power_of_two(e: Any) -> Any:
+    """Return 2^e for a 0-d float array that holds an integer, exactly: a Python float, or a 0-d JAX array."""
+    if is_jax(e):
+        return sys.modules["jax"].numpy.ldexp(e * 0 + 1, e.astype("int32"))
+    return math.ldexp(1.0, int(read(e)))
 
 
 def pick(xp: Any, condition: Any, a: Any, b: Any) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from . import _array, _loops, filters
+from . import _array, _loops, _units, filters
 from . import guard as guard_
 from ._array import Array
 from .constraints import (
@@ -172,6 +172,9 @@ def choose(
             filtered = filtered._replace(indices=xp.where(sound, filtered.indices, first))
         K = xp.take(xp.take(every, filtered.indices, axis=0), filtered.indices, axis=1)  # (k, k)
     indices = xp.take(short, filtered.indices)  # (k,)
+    intact = intact & ~_vanishes(xp, products.target)
+    if K is not None:
+        intact = intact & ~_vanishes(xp, xp.max(xp.linalg.diagonal(K)))
 
     passed = xp.arange(keep, device=_array.device(b)) < filtered.count  # (k,)
     c = xp.take(safe, filtered.indices)  # (k,)
@@ -189,6 +192,7 @@ def choose(
     usable = (length > 0) & (square > 0)
     lengths = [xp.sqrt(xp.where(usable, x, 1.0)) for x in (length, square)]  # two roots: the product could overflow
     match = xp.where(usable, gained, 0.0) / lengths[0] / lengths[1]
+    match = xp.where(match > 1, xp.ones_like(match), xp.where(match < -1, -xp.ones_like(match), match))  # of rounding
     return Selection(
         indices=indices,
         weights=weights,
@@ -235,6 +239,11 @@ def _run_filter(
     raise ValueError(
         f"filter_then_weight: the filter must return Filtered(indices ({keep},) of integers, count); got {got}"
     )
+
+
+def _vanishes(xp: Any, square: Any) -> Any:
+    """Tell whether a squared length is so small that the products it adds up have lost their digits."""
+    return (square > 0) & (square < _units.smallest_square(xp, square.dtype))
 
 
 def _are_picks(xp: Any, indices: Any, s: int) -> Any:

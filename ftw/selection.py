@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from . import _array, gradients
+from . import _array, _units, gradients
 from ._array import Array
 from ._check import check_alike, check_model
 from .choice import Products, Selection, check_options, choose, strata
@@ -97,38 +97,48 @@ def filter_then_weight(
     """
     xp, n = check_model(candidates, geometry, target, what="filter_then_weight")
     go_on = check_options(n, keep, filter, weight, constraint, ridge, shortlist, guard)
+    dtype = xp.result_type(*(gradients.dtype(xp, record) for record in candidates.values()))
     if target is None:
         first = _array.leaves(candidates)[0]
-        dtype = xp.result_type(*(gradients.dtype(xp, record) for record in candidates.values()))
         target = combine(candidates, xp.full((n,), 1 / n, dtype=dtype, device=_array.device(first)))
-
-    b = all_scores(candidates, target, geometry) if scores is None else scores  # (n,)
-    if tuple(b.shape) != (n,):
-        raise ValueError(f"filter_then_weight: scores {tuple(b.shape)} must be ({n},), one a candidate")
+    if scores is not None and tuple(scores.shape) != (n,):
+        raise ValueError(f"filter_then_weight: scores {tuple(scores.shape)} must be ({n},), one a candidate")
     m = 0
     if target_samples is not None and guard:
         _, m = check_model(target_samples, geometry, what="filter_then_weight: target_samples")
         check_alike(candidates, target_samples, what="filter_then_weight: target_samples")
 
+    known = [candidates] if not m or target_samples is None else [candidates, target_samples]
+    unit = _units.common_factor(xp, known, list(target.values()), dtype)
+    goal = {name: _units.times(xp, g, unit) for name, g in target.items()}  # c g_T: from here on in these units
+    b = all_scores(candidates, goal, geometry) if scores is None else _units.times(xp, scores, unit)
+    b = _units.times(xp, b, unit)  # (n,)
+
     def some(indices: Any) -> Mapping[str, Record]:
         return candidates if indices is None else take(candidates, indices)
 
+    def in_units(records: Mapping[str, Record]) -> Mapping[str, Record]:
+        return {name: _units.scaled(xp, record, unit) for name, record in records.items()}
+
     def length(indices: Any, weights: Any) -> Any:
-        return _inner(combine(some(indices), weights), geometry)
+        return _inner(combine(some(indices), _units.times(xp, weights, unit)), geometry)
 
     def pool(order: Any, short: Any) -> tuple[Any, Any]:
         places, shares = strata(n, go_on)
         sampled = None if short is None else xp.take(order, xp.asarray(places, dtype=order.dtype, device=place))
-        mean = combine(some(sampled), xp.asarray(shares, dtype=b.dtype, device=place))  # g_P
-        distance = _inner({name: target[name] - mean[name] for name in mean}, geometry)  # |g_T - g_P|^2
-        return distance, all_scores(some(short), mean, geometry)
+        each = _units.times(xp, xp.asarray(shares, dtype=b.dtype, device=place), unit)
+        mean = combine(some(sampled), each)  # c g_P
+        distance = _inner({name: goal[name] - mean[name] for name in mean}, geometry)  # c^2 |g_T - g_P|^2
+        return distance, _units.times(xp, all_scores(some(short), mean, geometry), unit)
 
     place = _array.device(b)
     products = Products(
-        gram=lambda indices: gram(some(indices), geometry),
+        gram=lambda indices: gram(in_units(some(indices)), geometry),
         length=length,
-        target=_inner(target, geometry),
-        samples=xp.mean(squared_norms(target_samples, geometry)) if m and target_samples is not None else None,
+        target=_inner(goal, geometry),
+        samples=(
+            xp.mean(squared_norms(in_units(target_samples), geometry)) if m and target_samples is not None else None
+        ),
         pool=pool,
     )
     selection = choose(
@@ -144,6 +154,9 @@ def filter_then_weight(
         targets=m,
         guard=guard,
     )
+    if not _units.is_one(unit):
+        back = [_units.times(xp, _units.times(xp, x, 1 / unit), 1 / unit) for x in (b, selection.predicted_decrease)]
+        selection = selection._replace(scores=back[0] if scores is None else scores, predicted_decrease=back[1])
     psd = xp.asarray(True, device=place)
     for operator in geometry.values():
         psd = psd & operator.is_psd()

@@ -15,7 +15,7 @@ class Status(IntEnum):
     Examples
     --------
     >>> Status(2).message
-    'the input holds a NaN or an infinity'
+    'the input holds a NaN or an infinity, or products of it leave the range of their dtype'
     """
 
     OK = 0
@@ -34,7 +34,7 @@ class Status(IntEnum):
 _MESSAGES = {
     Status.OK: "solved",
     Status.NOTHING_USEFUL: "no candidate has a positive score: the weights are uniform over the best scores",
-    Status.NOT_FINITE: "the input holds a NaN or an infinity",
+    Status.NOT_FINITE: "the input holds a NaN or an infinity, or products of it leave the range of their dtype",
     Status.INFEASIBLE: "the constraint set is empty, or the filter's picks are not distinct candidates",
     Status.NOT_PSD: "the matrix is indefinite, beyond what rounding explains",
     Status.MAX_STEPS: "the steps ran out before the tolerance was met: the weights are the best found",

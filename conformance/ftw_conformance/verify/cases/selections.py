@@ -337,7 +337,7 @@ def situations(rng: Any, add: Any, p: Pool) -> list[Case]:
     add("the target is not a number", spoilt, base)
     add("a target sample is not a number", p._replace(samples=scaled(p.samples, factors=[1, np.nan, 1])), base)
     plain = {k: ftw.Scale(np.asarray(1.0)) for k in p.geometry}
-    vast = p._replace(samples=scaled(p.samples, factors=[1, 1e180, 1]), geometry=plain)
+    vast = p._replace(samples=scaled(p.samples, factors=[1, 1e307, 1]), geometry=plain)
     add("a target sample overflows", vast, base, dtypes=("float64",))
     for name in ("default", "NonNegative", "capped", "Box", "top_k", "uniform", "greedy"):
         zero = p._replace(candidates=scaled(p.candidates, factors=[0.0] * 10))
@@ -359,6 +359,15 @@ def situations(rng: Any, add: Any, p: Pool) -> list[Case]:
         add(f"candidates of size {factor}", small, base, dtypes=("float64",))
         far = p._replace(target={k: g * factor for k, g in p.target.items()}, samples=None)
         add(f"a target of size {factor}", far, base, dtypes=("float64",))
+    for power in (-70, 60):  # in float32 the squares of these leave the range
+        x, g, t = p.candidates, p.target, p.samples
+        apart = Pool(
+            scaled(x, factors=[2.0**power] * 10), {k: v * 2.0**power for k, v in g.items()}, p.geometry, None, ()
+        )
+        add(f"units of 2^{power}", apart, {"keep": 4}, dtypes=("float32",))
+        add(f"units of 2^{power}, top_k", apart, OPTIONS["uniform, top_k"], dtypes=("float32",))
+        watched = apart._replace(samples=scaled(t, factors=[2.0**power] * 3))
+        add(f"units of 2^{power}, guarded", watched, base, dtypes=("float32",))
     add(
         "one token",
         Pool(models.records(rng, 8, 1), None, models.geometry(rng, models.records(rng, 8, 1), 4), None, ()),
