@@ -8,7 +8,7 @@ from . import filters, guard, optimizers, sketch
 from .constraints import Box, CappedSimplex, NonNegative, Simplex
 from .filters import Filtered, resample
 from .geometry import Diagonal, Kronecker, Polar, Rotated, Scale
-from .gradients import Dense, OuterProduct, Rows, Sum, combine, take
+from .gradients import Dense, OuterProduct, Packed, PackedRows, Rows, Sum, combine, take
 from .inner_products import cross_gram, gram, scores
 from .optimizers import LinearUpdate
 from .qp import QPSolution, solve_qp
@@ -27,6 +27,8 @@ __all__ = [
     "LinearUpdate",
     "NonNegative",
     "OuterProduct",
+    "Packed",
+    "PackedRows",
     "Polar",
     "QPSolution",
     "Rotated",

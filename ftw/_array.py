@@ -222,15 +222,19 @@ def argsort_descending(xp: Any, x: Any) -> Any:
     return xp.argsort(-x, stable=True)  # ascending: descending=True would put NaN first
 
 
-def outside(indices: Any, size: int) -> bool:
-    """Tell whether an integer is outside [0, size); False where reading them would wait for a device, or a trace."""
+def outside(indices: Any, size: int, *, least: int = 0) -> bool:
+    """Tell whether an integer is outside [least, size); False where reading them waits for a device, or a trace."""
     if is_traced(indices) or (compat.is_torch_array(indices) and indices.device.type != "cpu"):
         return False
     xp = namespace(indices)
-    wrong = indices < 0
-    if size <= xp.iinfo(indices.dtype).max:
-        wrong = wrong | (indices >= size)
-    return bool(known(xp.any(wrong)))  # in a trace what is computed from constants is traced too
+    if xp.iinfo(indices.dtype).bits < 64 or compat.is_torch_array(indices):  # which does not compare unsigned ones
+        indices = integers(indices)
+    limits, wrong = xp.iinfo(indices.dtype), []
+    if least > limits.min:
+        wrong.append(indices < least)
+    if size <= limits.max:
+        wrong.append(indices >= size)
+    return any(bool(known(xp.any(w))) for w in wrong)  # in a trace what is computed from constants is traced too
 
 
 def put(xp: Any, x: Any, index: Any, value: Any) -> Any:
@@ -256,7 +260,9 @@ def segment_sum(xp: Any, values: Any, segments: Any, count: int) -> Any:
         return out
     numbers = xp.arange(count, dtype=segments.dtype, device=device(values))  # (count,)
     hit = xp.astype(numbers[:, None] == segments[None, :], values.dtype)  # (count, r)
-    return hit @ values
+    bad = ~xp.isfinite(values)  # which a product would spread to all segments
+    spoiled = hit @ xp.astype(bad, values.dtype) > 0  # (count, d)
+    return xp.where(spoiled, xp.nan, hit @ xp.where(bad, 0.0, values))
 
 
 def read(x: Any) -> Any:

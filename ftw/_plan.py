@@ -12,6 +12,9 @@ combine            "product", one for all samples                        2 n t d
 Gram matrix        "tokens": all pairs of tokens                         2 n t m u (d_in + d_out)
                    "blocks" of rows and columns of every G_i             2 (n t + m u + n m) d_out d_in
 =================  ===================================================  ==============================================
+
+For packed samples n t and m u are the tokens of all samples together; "blocks" lay them out in chunks of one length,
+which at most doubles them.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-__all__ = ["Plan", "Side", "blocks", "plan_combine", "plan_gram", "plan_scores", "plan_transform"]
+__all__ = ["Plan", "Side", "blocks", "chunks", "plan_combine", "plan_gram", "plan_scores", "plan_transform"]
 
 
 class Plan(NamedTuple):
@@ -28,7 +31,7 @@ class Plan(NamedTuple):
     route: str
     flops: int
     bytes: int
-    rows: int = 0  # of a block; samples of a chunk on the token route
+    rows: int = 0  # of a block; samples of a chunk on the token route, tokens if they are packed
     columns: int = 0  # of a block
 
 
@@ -42,11 +45,34 @@ class Side(NamedTuple):
         Outer products to add for one gradient; 0 if it is formed without any (`Dense`, `Rows`).
     copies : int
         Arrays of a block's size alive at once while it is formed.
+    packed : int
+        Tokens of packed samples, all together.
     """
 
     samples: int
     tokens: int
     copies: int = 1
+    packed: int = 0
+
+    @property
+    def total(self) -> int:
+        """Tokens of all samples."""
+        return self.samples * self.tokens + self.packed
+
+    @property
+    def formed(self) -> int:
+        """Outer products to add for the gradients of all samples."""
+        count, length = chunks(self.samples, self.packed)
+        return self.samples * self.tokens + count * length
+
+
+def chunks(n: int, t: int) -> tuple[int, int]:
+    """Return number and length of the chunks in which t tokens of n samples fit, one sample a chunk, however they lie.
+
+    The length is the mean of the samples' lengths, so that there are fewer than 2 n chunks and 2 t places.
+    """
+    length = max(1, t // max(n, 1))
+    return ((t + n * (length - 1)) // length if n else 0), length
 
 
 def plan_scores(n: int, t: int, shape: tuple[int, int], *, itemsize: int) -> Plan:
@@ -89,7 +115,7 @@ def plan_gram(
     shape : (int, int)
         Rows d_out and columns d_in of the matrices.
     by_tokens : bool
-        Whether pairs of tokens may be taken: both are outer products, W a number.
+        Whether pairs of tokens may be taken: both are outer products, packed or not, and W is a number.
     elementwise : bool
         Whether W is an array, which costs a weighted copy of a block.
     itemsize, max_bytes : int
@@ -107,13 +133,14 @@ def plan_gram(
     other = x if y is None else y
     height, width = shape
     pairs = x.samples * other.samples
-    forming = 2 * (x.samples * x.tokens + (0 if y is None else y.samples * y.tokens)) * height * width
+    forming = 2 * (x.formed + (0 if y is None else y.formed)) * height * width
     in_blocks = forming + 2 * pairs * height * width
-    in_tokens = 2 * pairs * x.tokens * other.tokens * (height + width)
+    in_tokens = 2 * x.total * other.total * (height + width)
     if by_tokens and in_tokens < in_blocks:
-        each = 3 * x.tokens * other.samples * other.tokens * itemsize  # two products of (t, m u), and their product
+        step, steps = (1, x.total) if x.packed or other.packed else (x.tokens, x.samples)
+        each = 3 * step * other.total * itemsize  # two products of (step, m u), and their product
         if each <= max_bytes:
-            chunk = max(1, min(x.samples, max_bytes // max(each, 1)))
+            chunk = max(1, min(steps, max_bytes // max(each, 1)))
             return Plan("tokens", in_tokens, chunk * each, chunk)
 
     weighted = 2 if elementwise else 1

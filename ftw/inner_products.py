@@ -12,14 +12,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from . import _array, _plan
 from . import gradients as records
 from ._array import Array
 from ._check import check_alike, check_model
+from ._packed import pack, sum_by_sample
 from .geometry import Operator, Piece
-from .gradients import OuterProduct, Record, Rows, Sum, matrix_shape
+from .gradients import OuterProduct, Packed, PackedRows, Record, Rows, Sum, matrix_shape
 
 __all__ = ["cross_gram", "gram", "scores"]
 
@@ -155,7 +157,7 @@ def plan_piece(xp: Any, piece: Piece, max_bytes: int, *, by_tokens: bool = True)
         _side(x),
         None if x is y else _side(y),
         matrix_shape(x.shape),
-        by_tokens=by_tokens and not elementwise and isinstance(x, OuterProduct) and isinstance(y, OuterProduct),
+        by_tokens=by_tokens and not elementwise and all(isinstance(r, (OuterProduct, Packed)) for r in (x, y)),
         elementwise=elementwise,
         itemsize=xp.finfo(records.dtype(xp, x)).bits // 8,
         max_bytes=max_bytes,
@@ -165,19 +167,23 @@ def plan_piece(xp: Any, piece: Piece, max_bytes: int, *, by_tokens: bool = True)
 def _side(record: Record) -> _plan.Side:
     """Return what the planner wants to know of a record."""
     if isinstance(record, OuterProduct):
-        return _plan.Side(record.samples, record.inputs.shape[1])
+        return _plan.Side(record.n, record.inputs.shape[1])
+    if isinstance(record, Packed):
+        n, t = record.n, record.inputs.shape[0]
+        # the chunks' products, their copy in the order of the samples, and the sums
+        return _plan.Side(n, 0, 1 + -(-2 * _plan.chunks(n, t)[0] // max(n, 1)), packed=t)
     if isinstance(record, Sum):
         parts = [_side(part) for part in record.parts]
         # the sum so far, the next part, and the new sum
         copies = max(parts[0].copies, *(1 + max(2, p.copies) for p in parts[1:])) if parts[1:] else parts[0].copies
-        return _plan.Side(record.samples, sum(p.tokens for p in parts), copies)
-    return _plan.Side(record.samples, 0, 2 if isinstance(record, Rows) else 1)
+        return _plan.Side(record.n, sum(p.tokens for p in parts), copies, sum(p.packed for p in parts))
+    return _plan.Side(record.n, 0, 2 if isinstance(record, (Rows, PackedRows)) else 1)
 
 
 def walk(xp: Any, piece: Piece, plan: _plan.Plan) -> Iterator[tuple[Any, Any]]:
     """Yield blocks (n, e) and (m, e) of both records, e elements at a time, elementwise weights worked in."""
     x, y, weights = piece
-    n, m, shape = x.samples, y.samples, matrix_shape(x.shape)
+    n, m, shape = x.n, y.n, matrix_shape(x.shape)
     elementwise = _elementwise(piece)
     if elementwise:
         weights = xp.broadcast_to(weights, shape)
@@ -201,6 +207,8 @@ def walk(xp: Any, piece: Piece, plan: _plan.Plan) -> Iterator[tuple[Any, Any]]:
 def _by_tokens(xp: Any, piece: Piece, plan: _plan.Plan) -> Any:
     """Return ``sum_{s,t} (A_is . A'_jt)(B_is . B'_jt)`` (n, m), a chunk of samples i at a time."""
     x, y = piece.left, piece.right
+    if isinstance(x, Packed) or isinstance(y, Packed):
+        return _by_packed_tokens(xp, pack(xp, x), pack(xp, y), plan)
     assert isinstance(x, OuterProduct)
     assert isinstance(y, OuterProduct)
     n, t, d_in = x.inputs.shape
@@ -218,6 +226,19 @@ def _by_tokens(xp: Any, piece: Piece, plan: _plan.Plan) -> Any:
         parts.append(xp.sum(xp.reshape(product, (c, t, m, u)), axis=(1, 3)))  # (c, m)
         del product
     return xp.concat(parts, axis=0)  # (n, m)
+
+
+def _by_packed_tokens(xp: Any, x: Packed, y: Packed, plan: _plan.Plan) -> Any:
+    """Return the same sums (n, m) for packed samples, a chunk of tokens of x at a time."""
+    a, every_a, b, every_b = _array.together(xp, x.inputs, y.inputs, x.output_grads, y.output_grads)  # (t, .), (u, .)
+    total = xp.zeros((x.n, y.n), dtype=a.dtype, device=_array.device(a))
+    for i in range(0, a.shape[0], plan.rows):
+        chunk = slice(i, min(a.shape[0], i + plan.rows))
+        product = (a[chunk, :] @ every_a.T) * (b[chunk, :] @ every_b.T)  # (c, u)
+        beside = sum_by_sample(xp, product.T, y.samples, y.n)  # (m, c)
+        del product
+        total = total + sum_by_sample(xp, beside.T, x.samples[chunk], x.n)  # (n, m)
+    return total
 
 
 def _elementwise(piece: Piece) -> bool:
@@ -244,26 +265,24 @@ def _bytes(max_bytes: Any, what: str) -> int:
 def _compact(xp: Any, piece: Piece) -> Piece:
     """Renumber the rows of two embedding records by those that occur, if they are fewer than the table has."""
     x, y, weights = piece
-    if not (isinstance(x, Rows) and isinstance(y, Rows)):
+    if not (isinstance(x, (Rows, PackedRows)) and isinstance(y, (Rows, PackedRows))):
         return piece
-    size = math.prod(x.indices.shape) + (0 if y is x else math.prod(y.indices.shape))
-    if not 0 < size < x.size:
+    sides = (x,) if x is y else (x, y)
+    size, height = sum(math.prod(r.indices.shape) for r in sides), x.shape[0]
+    if not 0 < size < height:
         return piece
-    flat = [xp.reshape(r.indices, (-1,)) for r in ((x,) if x is y else (x, y))]
-    every = xp.sort(xp.concat(_same_ints(xp, flat)))  # (size,)
+    flat = [xp.reshape(r.indices, (-1,)) for r in sides]
+    every = xp.sort(xp.concat(flat))  # (size,)
     first = xp.concat([xp.ones_like(every[:1]), xp.astype(every[1:] != every[:-1], every.dtype)])
     rank = xp.cumulative_sum(first) - 1  # position of each sorted index among the distinct ones
     numbers = xp.arange(size, dtype=rank.dtype, device=_array.device(rank))
     where = xp.searchsorted(rank, numbers)  # first place of each distinct index
     distinct = xp.take(every, xp.clip(where, 0, max(size - 1, 0)))  # (size,), padded with the last
     new = [xp.take(rank, xp.searchsorted(every, f)) for f in flat]
-    left = Rows(xp.reshape(new[0], x.indices.shape), x.output_grads, size)
-    right = left if y is x else Rows(xp.reshape(new[1], y.indices.shape), y.output_grads, size)
-    if getattr(weights, "ndim", 0) == 2 and weights.shape[0] == x.size:
+    both = [
+        replace(r, indices=xp.reshape(i, r.indices.shape), **{"size" if isinstance(r, Rows) else "height": size})
+        for r, i in zip(sides, new, strict=True)
+    ]
+    if getattr(weights, "ndim", 0) == 2 and weights.shape[0] == height:
         weights = xp.take(weights, distinct, axis=0)
-    return Piece(left, right, weights)
-
-
-def _same_ints(xp: Any, arrays: list[Any]) -> list[Any]:
-    dtype = xp.result_type(*arrays)
-    return [xp.astype(a, dtype) for a in arrays]
+    return Piece(both[0], both[-1], weights)

@@ -23,7 +23,7 @@ from . import gradients as records
 from ._array import Array
 from ._check import check_model
 from .geometry import Kronecker, Operator, Piece, half
-from .gradients import OuterProduct, Record, Rows, Sum, matrix_shape
+from .gradients import OuterProduct, Packed, PackedRows, Record, Rows, Sum, matrix_shape
 from .inner_products import MAX_BYTES, plan_piece, walk
 
 __all__ = ["LowRank", "count_sketch", "gram", "low_rank", "low_rank_scores", "scores"]
@@ -182,14 +182,16 @@ def _dot(xp: Any, record: Record, m: Any) -> Any:
         return record.dot(xp, m)
     if isinstance(record, Sum):
         return sum(_dot(xp, part, m) for part in record.parts)
-    if isinstance(record, OuterProduct):
-        a, b = _array.together(xp, record.inputs, record.output_grads)  # (n, t, d_in), (n, t, d_out)
-        return xp.sum((b @ _array.cast(m.left, b)) * (a @ _array.cast(m.right, a).T), axis=(1, 2))
-    if isinstance(record, Rows):
-        b = _array.widen(xp, record.output_grads)  # (n, t, d)
-        picked = xp.take(_array.cast(m.left, b), xp.reshape(record.indices, (-1,)), axis=0)  # (n t, r)
-        inner = b @ _array.cast(m.right, b).T  # (n, t, r)
-        return xp.sum(xp.reshape(picked, inner.shape) * inner, axis=(1, 2))
+    if isinstance(record, (OuterProduct, Packed)):
+        a, b = _array.together(xp, record.inputs, record.output_grads)  # (n, t, .), or (t, .) packed
+        inner = (b @ _array.cast(m.left, b)) * (a @ _array.cast(m.right, a).T)  # (n, t, r) or (t, r)
+        return record.over_tokens(xp, xp.sum(inner, axis=-1))
+    if isinstance(record, (Rows, PackedRows)):
+        b = _array.widen(xp, record.output_grads)  # (n, t, d) or (t, d)
+        indices = xp.reshape(record.indices, (-1,))
+        picked = xp.take(_array.cast(m.left, b), indices, axis=0)  # (n t, r) or (t, r)
+        inner = b @ _array.cast(m.right, b).T  # (n, t, r) or (t, r)
+        return record.over_tokens(xp, xp.sum(xp.reshape(picked, inner.shape) * inner, axis=-1))
     return record.dot(xp, m.left @ m.right)
 
 

@@ -22,6 +22,15 @@ def dense(record):
             for s in range(record.indices.shape[1]):
                 out[i, record.indices[i, s]] += record.output_grads[i, s]
         return out
+    if isinstance(record, (ftw.Packed, ftw.PackedRows)):
+        out = np.zeros((record.size, *record.shape))
+        for s, i in enumerate(np.asarray(record.samples).tolist()):
+            b = np.asarray(record.output_grads[s], float)
+            if i >= 0 and isinstance(record, ftw.Packed):
+                out[i] += np.outer(b, record.inputs[s])
+            elif i >= 0:
+                out[i, int(record.indices[s])] += b
+        return out
     if isinstance(record, ftw.Dense):
         return np.asarray(record.grads, float)
     return sum(dense(part) for part in record.parts)
@@ -61,7 +70,7 @@ def matrix(operator, shape):
 
 def flat(gradients):
     """(n, p): all parameters side by side."""
-    return np.concatenate([dense(r).reshape(r.samples, -1) for r in gradients.values()], axis=1)
+    return np.concatenate([dense(r).reshape(r.n, -1) for r in gradients.values()], axis=1)
 
 
 def metric(gradients, geometry):

@@ -371,7 +371,7 @@ def anything(draw):
 def test_whatever_comes_in_what_comes_out_is_consistent(case, name, constraint, shortlist):
     x, g, p, keep, bad = case
     out = ftw.filter_then_weight(x, g, p, keep=keep, filter=name, constraint=constraint, shortlist=shortlist)
-    n = next(iter(x.values())).samples
+    n = next(iter(x.values())).n
     assert len(set(out.indices.tolist())) == keep
     assert set(out.indices.tolist()) <= set(range(n))
     status = ftw.Status(int(out.status))

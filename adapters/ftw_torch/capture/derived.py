@@ -103,7 +103,7 @@ def _looked_up(indices: Tensor, base: Tensor, padding: int | None) -> Pull:
         if isinstance(record, Aligned) and record.axis < indices.ndim:
             at = indices.movedim(record.axis, 0)  # (n, ...)
         elif isinstance(record, Dense):
-            at = indices.expand(record.samples, *indices.shape)
+            at = indices.expand(record.n, *indices.shape)
         else:
             return NotImplemented
         n = len(_grads(record))
@@ -160,7 +160,7 @@ def _block(base: Tensor, out: Tensor, start: int) -> Pull:
     def pull(record: Any) -> Any:
         whole = out.numel() == base.numel()
         if isinstance(record, Dense):
-            n = record.samples
+            n = record.n
             if whole:
                 return Dense(_grads(record).reshape(n, *shape))
             if flush:

@@ -93,7 +93,7 @@ def lengths(pieces: Sequence[Record], operator: Operator) -> Tensor:
 
 def _blocks(pieces: Sequence[Record], operator: Operator) -> Iterator[Tensor]:
     """Yield ``P^1/2 G_i`` (n, e), a block of elements at a time."""
-    n = sum(piece.samples for piece in pieces)
+    n = sum(piece.n for piece in pieces)
     height, width = matrix_shape(pieces[0].shape)
     size = max(_item(piece) for piece in pieces)
     if all(isinstance(piece, Rows) for piece in pieces):
@@ -136,8 +136,8 @@ def _looked_up(pieces: Sequence[Any], operator: Operator, n: int, columns: int) 
     numbers, which, used = _compact(rows, size)
     sample = torch.cat(
         [
-            torch.arange(piece.samples, device=rows.device).repeat_interleave(piece.indices.shape[1])
-            + sum(p.samples for p in pieces[:i])
+            torch.arange(piece.n, device=rows.device).repeat_interleave(piece.indices.shape[1])
+            + sum(p.n for p in pieces[:i])
             for i, piece in enumerate(pieces)
         ]
     )

@@ -151,7 +151,7 @@ def join_same(pieces: Sequence[Record]) -> Record:
         return _concatenate(pieces)
     return Sum(
         tuple(
-            _pad(record, sum(p.samples for p in pieces[:i]), sum(p.samples for p in pieces[i + 1 :]))
+            _pad(record, sum(p.n for p in pieces[:i]), sum(p.n for p in pieces[i + 1 :]))
             for i, record in enumerate(pieces)
         )
     )

@@ -146,7 +146,7 @@ def _picked(records: list[Record], places: list[Tensor] | None) -> list[Record]:
     """Return the records of some samples, without those pieces that have none."""
     if places is not None:
         records = [some(record, here) for record, here in zip(records, places, strict=True)]
-    return [record for record in records if record.samples] or records[:1]
+    return [record for record in records if record.n] or records[:1]
 
 
 def inner(g: Tensor, operator: Operator, h: Tensor) -> Tensor:

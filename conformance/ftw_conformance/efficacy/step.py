@@ -100,7 +100,7 @@ class Step:
 
 def mean(records: dict[str, Record]) -> dict[str, Array]:
     """Return the mean gradient of some samples."""
-    n = next(iter(records.values())).samples
+    n = next(iter(records.values())).n
     return ftw.combine(records, np.full(n, 1 / n, dtype=np.float32))
 
 

@@ -91,7 +91,7 @@ def null_space(basis: Array) -> Array:
 
 def flat(gradients: Mapping[str, Any]) -> Array:
     """Return the gradients of a model side by side (n, p)."""
-    return np.concatenate([dense(r).reshape(r.samples, -1) for r in gradients.values()], axis=1)
+    return np.concatenate([dense(r).reshape(r.n, -1) for r in gradients.values()], axis=1)
 
 
 def flat_target(target: Mapping[str, Any]) -> Array:

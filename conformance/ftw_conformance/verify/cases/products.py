@@ -79,7 +79,7 @@ def length(record: Any) -> Any:
     if isinstance(record, ftw.Rows):
         return np.sum(np.linalg.norm(np.asarray(record.output_grads), axis=2), axis=1)
     if isinstance(record, ftw.Dense):
-        return np.sqrt(np.sum(np.asarray(record.grads).reshape(record.samples, -1) ** 2, axis=1))
+        return np.sqrt(np.sum(np.asarray(record.grads).reshape(record.n, -1) ** 2, axis=1))
     return sum(length(part) for part in record.parts)
 
 
@@ -209,7 +209,7 @@ def turned(x: Any) -> dict[str, Any]:
         for what, made in (("transposed", record.transposed(xp)), ("negated", record.negated(xp))):
             rows, columns = matrix_shape(made.shape)
             block = made.block(xp, slice(0, rows), slice(0, columns))
-            out[f"{what} {name}"] = xp.reshape(block, (made.samples, rows, columns))
+            out[f"{what} {name}"] = xp.reshape(block, (made.n, rows, columns))
     return out
 
 
@@ -341,7 +341,7 @@ def scaled(x: Any, *, factors: Any = None, take: Any = None) -> Any:
         return {name: scaled(r, factors=factors, take=take) for name, r in x.items()}
     if isinstance(x, ftw.Sum):
         return ftw.Sum(tuple(scaled(part, factors=factors, take=take) for part in x.parts))
-    n = x.samples
+    n = x.n
     i = np.arange(n) if take is None else np.asarray(take)
     f = np.ones(len(i)) if factors is None else np.asarray(factors, dtype=float)
     if isinstance(x, ftw.Dense):

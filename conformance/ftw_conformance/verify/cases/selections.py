@@ -191,14 +191,14 @@ def memorised(p: Pool, amount: float) -> Pool:
     P = explicit.metric(p.candidates, p.geometry)
     own, theirs = (np.mean(np.sum(G @ P * G, axis=1)) for G in map(explicit.flat, (p.samples, p.candidates)))
     short = math.sqrt(0.014 * theirs / own)  # the guard's doubt is then about a half
-    samples = scaled(p.samples, factors=[short] * next(iter(p.samples.values())).samples)
+    samples = scaled(p.samples, factors=[short] * next(iter(p.samples.values())).n)
     return p._replace(target={k: short * amount * g for k, g in p.target.items()}, samples=samples)
 
 
 def leaning(record: Any, g: Array, amount: float, rng: Any) -> Any:
     """Return a record of explicit gradients that lean toward g, where it is dense; others stay as they are."""
     if isinstance(record, ftw.Dense):
-        lean = rng.uniform(0, 2 * amount, size=(record.samples, *[1] * g.ndim))
+        lean = rng.uniform(0, 2 * amount, size=(record.n, *[1] * g.ndim))
         return ftw.Dense(record.grads + lean * g * 3)
     return record
 

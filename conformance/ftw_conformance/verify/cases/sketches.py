@@ -38,7 +38,7 @@ def halves(x: Any, p: Any) -> list[tuple[Array, Array]]:
     """Return matrices R (q, p) with ``R'R = P``, one for each piece of each parameter, and the gradients (n, p)."""
     out = []
     for name in sorted(x):
-        G = explicit.dense(x[name]).reshape(x[name].samples, -1)
+        G = explicit.dense(x[name]).reshape(x[name].n, -1)
         P = explicit.matrix(p[name], x[name].shape)
         values, vectors = np.linalg.eigh((P + P.T) / 2)
         out.append((vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T)
@@ -221,7 +221,7 @@ def account_ranked(rank: int, oversample: int, exact: bool) -> Callable[..., dic
             missed = float(np.linalg.norm(np.asarray(got[name], dtype=float) - value))
             out[f"{name}, error"] = most(1.3 * float(np.linalg.norm(s[rank:])) + 1e-4 * float(s[0]), missed)
             best[name] = np.asarray(got[name], dtype=float)
-        scores = sum(explicit.dense(x[k]).reshape(x[k].samples, -1) @ best[k].reshape(-1) for k in x)
+        scores = sum(explicit.dense(x[k]).reshape(x[k].n, -1) @ best[k].reshape(-1) for k in x)
         size = np.sqrt(sum(np.linalg.norm(v) ** 2 for v in best.values()))
         out["scores"] = summed(scores, lengths(x) * size, 64 * terms(x))
         return out
