@@ -199,6 +199,10 @@ class Rows:
             return Rows(self.indices, b * xp.reshape(picked, (*self.indices.shape, 1)), self.size)
         return OuterProduct(b, xp.reshape(picked, (*self.indices.shape, left.shape[1])))
 
+    def renumbered(self, indices: Any, size: int) -> Rows:
+        """Return the record with other row numbers, of a parameter of ``size`` rows."""
+        return Rows(indices, self.output_grads, size)
+
     def transposed(self, xp: Any) -> OuterProduct:
         """Return the record of ``G_i.T``, with one-hot rows written out."""
         hot = one_hot(xp, self.indices, self.size, self.output_grads.dtype)  # (n, t, size)

@@ -233,6 +233,10 @@ class PackedRows:
             return PackedRows(self.indices, b * picked[:, None], self.samples, self.size, self.height)
         return Packed(b, picked, self.samples, self.size)
 
+    def renumbered(self, indices: Any, height: int) -> PackedRows:
+        """Return the record with other row numbers, of a parameter of ``height`` rows."""
+        return PackedRows(indices, self.output_grads, self.samples, self.size, height)
+
     def transposed(self, xp: Any) -> Packed:
         """Return the record of ``G_i.T``, with one-hot rows written out."""
         hot = one_hot(xp, self.indices, self.height, self.output_grads.dtype)  # (t, height)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
 from . import _array, _plan
@@ -207,10 +206,10 @@ def walk(xp: Any, piece: Piece, plan: _plan.Plan) -> Iterator[tuple[Any, Any]]:
 def _by_tokens(xp: Any, piece: Piece, plan: _plan.Plan) -> Any:
     """Return ``sum_{s,t} (A_is . A'_jt)(B_is . B'_jt)`` (n, m), a chunk of samples i at a time."""
     x, y = piece.left, piece.right
+    assert isinstance(x, (OuterProduct, Packed))
+    assert isinstance(y, (OuterProduct, Packed))
     if isinstance(x, Packed) or isinstance(y, Packed):
         return _by_packed_tokens(xp, pack(xp, x), pack(xp, y), plan)
-    assert isinstance(x, OuterProduct)
-    assert isinstance(y, OuterProduct)
     n, t, d_in = x.inputs.shape
     m, u, d_out = y.output_grads.shape
     flat_a = xp.reshape(y.inputs, (m * u, d_in))  # (m u, d_in)
@@ -279,10 +278,7 @@ def _compact(xp: Any, piece: Piece) -> Piece:
     where = xp.searchsorted(rank, numbers)  # first place of each distinct index
     distinct = xp.take(every, xp.clip(where, 0, max(size - 1, 0)))  # (size,), padded with the last
     new = [xp.take(rank, xp.searchsorted(every, f)) for f in flat]
-    both = [
-        replace(r, indices=xp.reshape(i, r.indices.shape), **{"size" if isinstance(r, Rows) else "height": size})
-        for r, i in zip(sides, new, strict=True)
-    ]
+    both = [r.renumbered(xp.reshape(i, r.indices.shape), size) for r, i in zip(sides, new, strict=True)]
     if getattr(weights, "ndim", 0) == 2 and weights.shape[0] == height:
         weights = xp.take(weights, distinct, axis=0)
     return Piece(both[0], both[-1], weights)

@@ -2,6 +2,7 @@
 
 To learn the method, read the files in this order; each begins with its mathematics::
 
+    gradients.py         what a layer saw and got back, as one gradient per sample
     preconditioning.py   what the optimizer will do with a gradient: P
     similarity.py        what a sample does for the target, and what two share: b and K
     guard.py             how far to trust a small target
@@ -14,7 +15,7 @@ Everything is plain NumPy, compiled by numba as it stands where numba is install
 package ``ftw_compiled`` solves the problem of ``qp.py`` with the same result in a fraction of the time.
 """
 
-from . import filters, guard, preconditioning, projections, qp, similarity, step
+from . import filters, gradients, guard, preconditioning, projections, qp, similarity, step
 from ._jit import COMPILED
 from .filters import Filtered, boltzmann, greedy_utility, matching, threshold, top_k
 from .guard import shrinkage
@@ -38,6 +39,7 @@ __all__ = [
     "cross_gram",
     "filter_then_weight",
     "filters",
+    "gradients",
     "gram",
     "greedy_utility",
     "guard",

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ftw import Dense, OuterProduct, Rows, Sum
+from ftw import Dense, OuterProduct, Packed, PackedRows, Rows, Sum, take
 from ftw.gradients import Record
 
 __all__ = ["empty", "is_empty", "join", "merge", "seen", "some"]
@@ -85,6 +85,8 @@ def some(record: Record, indices: Tensor) -> Record:
     """Return the records of some samples."""
     if isinstance(record, Sum):
         return Sum(tuple(some(part, indices) for part in record.parts))
+    if isinstance(record, (Packed, PackedRows)):
+        return take({"": record}, indices)[""]
     return _rebuild(record, lambda field: getattr(record, field).index_select(0, indices))
 
 
@@ -135,13 +137,9 @@ def bytes_of(record: Record) -> int:
     """Return the bytes of a record's tensors."""
     if isinstance(record, Sum):
         return sum(map(bytes_of, record.parts))
-    tensors: Any = (
-        (record.grads,)
-        if isinstance(record, Dense)
-        else (record.indices, record.output_grads)
-        if isinstance(record, Rows)
-        else (record.inputs, record.output_grads)
-    )
+    tensors: Any = record.floats
+    if isinstance(record, (Rows, PackedRows)):
+        tensors = [record.indices, *tensors]
     return sum(x.numel() * x.element_size() for x in tensors)
 
 

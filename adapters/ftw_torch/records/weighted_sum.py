@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ftw import Dense, Rows, Sum
+from ftw import Dense, Packed, PackedRows, Rows, Sum, combine
 from ftw.gradients import Record
 
 from .blocks import block_bytes, product
@@ -29,6 +29,7 @@ class Picks:
 
     def __init__(self, chosen: Sequence[tuple[int, float]], n: int) -> None:
         self._places, self._shares = zip(*chosen, strict=True)
+        self._n = n
         self._every = list(self._places) == list(range(n))
         self._there: dict[Any, Tensor] = {}
         self.equal = self._shares[0] if len(set(self._shares)) == 1 else None
@@ -41,6 +42,11 @@ class Picks:
     def weights(self, device: torch.device, dtype: torch.dtype) -> Tensor:
         """Return the weights (k,)."""
         return self._at(device, dtype, self._shares)
+
+    def spread(self, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """Return the weights (n,) of all samples, zero where one is not selected."""
+        out = torch.zeros(self._n, dtype=dtype, device=device)
+        return out.index_add_(0, self._at(device, torch.int64, self._places), self.weights(device, dtype))
 
     def _at(self, device: torch.device, dtype: torch.dtype, values: Sequence[float]) -> Tensor:
         if (device, dtype) not in self._there:
@@ -55,6 +61,11 @@ def weighted_sum(record: Record, picks: Picks) -> Tensor:
         for part in record.parts[1:]:
             total.add_(weighted_sum(part, picks))
         return total
+    if isinstance(record, (Packed, PackedRows)):
+        of_tokens: Any = record.output_grads
+        wide = torch.promote_types(of_tokens.dtype, torch.float32)
+        every: Any = picks.spread(of_tokens.device, wide)  # (n,)
+        return combine({"": record}, every)[""]  # type: ignore[no-any-return]
     b: Any = picks.of(record.grads if isinstance(record, Dense) else record.output_grads)  # (k, ...)
     wide = torch.promote_types(b.dtype, torch.float32)
     w = picks.weights(b.device, wide)  # (k,)

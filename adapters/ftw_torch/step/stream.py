@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ftw import Dense, OuterProduct, Rows
+from ftw import Dense, OuterProduct, Packed, PackedRows, Rows
 from ftw.geometry import Diagonal, Operator, Scale
 from ftw.gradients import Record, matrix_shape
 from ftw_torch.records.blocks import add_gram, add_sketches, block_bytes, gram_of, product, root_of
@@ -158,8 +158,25 @@ def score_by(record: Record, direction: Tensor) -> Tensor:
         return flat @ direction.reshape(-1)
     if isinstance(record, OuterProduct):
         return _by_factors(record.inputs, record.output_grads, direction)
+    if isinstance(record, (Packed, PackedRows)):
+        return _by_tokens(record, direction)
     parts = [score_by(part, direction) for part in record.parts]
     return torch.stack(parts).sum(0)
+
+
+def _by_tokens(record: Packed | PackedRows, direction: Tensor) -> Tensor:
+    """Return ``<G_i, M>`` (n,) of documents: one value a token, added up by document."""
+    a: Any = record.inputs if isinstance(record, Packed) else None
+    b: Any = record.output_grads
+    samples: Any = record.samples
+    if a is None:
+        rows = torch.nn.functional.embedding(record.indices, direction)  # type: ignore[arg-type, union-attr]
+        values = (rows * b).sum(1)  # (t,)
+    else:
+        values = _by_factors(a[:, None], b[:, None], direction)  # (t,): each token is a sample of one
+    out: Tensor = values.new_zeros(record.size + 1)  # the last is that of tokens of no document
+    out.index_add_(0, torch.where(samples < 0, record.size, samples), values)
+    return out[:-1]
 
 
 def _by_factors(a: Any, b: Any, m: Any) -> Tensor:

@@ -26,7 +26,7 @@ def _all(file: str, *errors: tuple[str, str, str]) -> list[Mutation]:
 
 MUTATIONS: list[Mutation] = [
     *_all(
-        "gradients.py",
+        "_factors.py",
         ("(n * t, d_out)).T @ xp.reshape(a,", "(n * t, d_out)).T @ -xp.reshape(a,", "a sign in combine"),
         (
             "return xp.matrix_transpose(b) @ a",
@@ -41,31 +41,65 @@ MUTATIONS: list[Mutation] = [
         ("b = w * xp.where(w != 0, b, 0.0)", "b = w * b", "NaN of a zero-weight sample enters, in Rows"),
         ("a, b = xp.where(w != 0, a, 0.0), ", "a, b = a, ", "NaN of a zero-weight sample enters, in OuterProduct"),
         (
-            "total = term if total is None else total + term",
-            "total = term",
-            "Sum keeps its last part only: no cross terms",
+            "local = _array.as_index(xp, self.indices) - rows.start",
+            "local = _array.as_index(xp, self.indices)",
+            "a block of rows starts at the wrong row",
         ),
-        ("local = self.indices - rows.start", "local = self.indices", "a block of rows starts at the wrong row"),
         (
             "inside = (local >= 0) & (local < height)",
             "inside = (local >= 0) & (local <= height)",
             "a row too many in a block",
         ),
         (
-            "OuterProduct(_times(xp, self.inputs, right), _times(xp, self.output_grads, left))",
-            "OuterProduct(_times(xp, self.inputs, right), _times(xp, self.output_grads, getattr(left, 'T', None)))",
+            "OuterProduct(times(xp, self.inputs, right), times(xp, self.output_grads, left))",
+            "OuterProduct(times(xp, self.inputs, right), times(xp, self.output_grads, getattr(left, 'T', None)))",
             "a dense side enters transposed",
         ),
-        ("return Dense(-self.grads)", "return Dense(self.grads)", "a part of Polar with the wrong sign"),
         (
             "return Rows(xp.take(self.indices, indices, axis=0), xp.take(self.output_grads",
             "return Rows(self.indices[: indices.shape[0], :], xp.take(self.output_grads",
             "take leaves the row numbers where they are",
         ),
+    ),
+    *_all(
+        "gradients.py",
+        (
+            "total = term if total is None else total + term",
+            "total = term",
+            "Sum keeps its last part only: no cross terms",
+        ),
+        ("return Dense(-self.grads)", "return Dense(self.grads)", "a part of Polar with the wrong sign"),
         (
             "xp.result_type(*(xp.float32 if xp.finfo(d).bits < 32 else d for d in floats))",
             "xp.float32",
             "float32 accumulation",
+        ),
+    ),
+    *_all(
+        "_packed.py",
+        (
+            "xp.where((s < 0) | (s >= n), n, s)",
+            "xp.where((s < 0) | (s >= n), 0, s)",
+            "padding enters the first document",
+        ),
+        (
+            "a, b = xp.where(w != 0, a, 0.0), w * xp.where(w != 0, b, 0.0)",
+            "a, b = a, w * xp.where(w != 0, b, 0.0)",
+            "NaN of a document without weight enters",
+        ),
+        ("(line - xp.take(first, owners)) * length", "0", "a long document's first chunk only, again and again"),
+        ("inside = places < xp.take(starts, owners + 1)[:, None]", "inside = places < t", "chunks overlap"),
+        ("inside = (local >= 0) & (local < r) & (samples < n)", "inside = (local >= 0) & (samples < n)", "rows spill"),
+        ("here = hit & (rank == copy)[:, None]", "here = hit", "documents taken twice are mixed"),
+        (
+            "place = xp.sum(xp.where(here, line[:, None] + 1, 0)",
+            "place = xp.sum(xp.where(here, line[:, None], 0)",
+            "off by one",
+        ),
+        (
+            "return self.over_tokens(xp, xp.sum(rows * b, axis=1))",
+            "return self.over_tokens(xp, xp.sum(b, axis=1))",
+            "rows",
         ),
     ),
     *_all(
@@ -139,6 +173,11 @@ MUTATIONS: list[Mutation] = [
             "product = (a @ flat_a.T) * (b @ flat_b.T)",
             "product = (a @ flat_a.T) + (b @ flat_b.T)",
             "pairs of tokens added, not multiplied",
+        ),
+        (
+            "beside = sum_by_sample(xp, product.T, y.samples, y.n)",
+            "beside = sum_by_sample(xp, product.T, x.samples[: y.samples.shape[0]], y.n)",
+            "pairs of tokens added to the wrong documents",
         ),
         ("return (total + total.T) / 2", "return total", "the Gram matrix is not symmetrised"),
     ),

@@ -19,7 +19,7 @@ from .tolerances import tolerance
 
 __all__ = ["FAIL", "GAP", "PASS", "SKIP", "Result", "measure", "run", "with_gap"]
 
-RECORDS = {"OuterProduct", "Rows", "Dense"}
+RECORDS = {"OuterProduct", "Rows", "Packed", "PackedRows", "Dense"}
 PASS, FAIL, GAP, SKIP = "pass", "FAIL", "gap", "skip"
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import ftw_reference as ref
 import numpy as np
 
 import ftw
@@ -33,6 +34,11 @@ def dense(record: Any) -> Array:
             for s in range(b.shape[1]):
                 out[i, int(record.indices[i, s])] += b[i, s]
         return out
+    if isinstance(record, ftw.Packed):
+        return ref.gradients.packed(record.inputs, record.output_grads, record.samples, record.size)
+    if isinstance(record, ftw.PackedRows):
+        factors = record.indices, record.output_grads, record.samples
+        return ref.gradients.packed_rows(*factors, record.size, record.height)
     if isinstance(record, ftw.Dense):
         return np.asarray(record.grads, dtype=float)
     return sum(dense(part) for part in record.parts)

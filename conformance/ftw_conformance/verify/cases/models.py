@@ -10,7 +10,21 @@ import numpy as np
 import ftw
 from ftw.geometry import Gains
 
-__all__ = ["KINDS", "RECORDS", "SMALL", "geometry", "operator", "orthonormal", "psd", "record", "records", "target"]
+__all__ = [
+    "KINDS",
+    "LIES",
+    "PACKED",
+    "RECORDS",
+    "SMALL",
+    "documents",
+    "geometry",
+    "operator",
+    "orthonormal",
+    "psd",
+    "record",
+    "records",
+    "target",
+]
 
 Array = Any
 Rng = np.random.Generator
@@ -40,6 +54,53 @@ def _tied(rng: Rng, n: int, t: int) -> Any:
     return ftw.Sum((_rows(rng, n, t, 7, 3), _outer(rng, n, t, 7, 3), extra))
 
 
+LIES = {  # numbers of the tokens' samples, of four documents
+    "unequal": (0, 1, 1, 1, 1, 1, 2, 2, 3),
+    "padded": (-1, 0, 0, -1, 1, 1, 1, 2, 3, 3, -1, -1),
+    "one is empty": (0, 0, 2, 2, 2, 2, 3),
+    "one has all": (2,) * 11,
+    "interleaved": (3, 0, -1, 1, 3, 3, 0, 2, 1, 3, 3),
+    "only padding": (-1, -1, -1),
+    "no token": (),
+}
+
+
+def documents(rng: Rng, kind: str, lie: str) -> Any:
+    """Return the record of four documents that lie as they are named in `LIES`."""
+    return _PACKED[kind](rng, np.array(LIES[lie], dtype=int), 4)
+
+
+def _packed(rng: Rng, samples: Array, n: int, d_out: int, d_in: int) -> Any:
+    t = len(samples)
+    return ftw.Packed(rng.normal(size=(t, d_in)), rng.normal(size=(t, d_out)), samples, n)
+
+
+def _packed_rows(rng: Rng, samples: Array, n: int, height: int, d: int) -> Any:
+    t = len(samples)
+    return ftw.PackedRows(rng.integers(0, height, size=t), rng.normal(size=(t, d)), samples, n, height)
+
+
+_PACKED: dict[str, Callable[[Rng, Array, int], Any]] = {
+    "packed": lambda rng, s, n: _packed(rng, s, n, 4, 6),
+    "packed pairs": lambda rng, s, n: _packed(rng, s, n, 19, 17),  # pairs of tokens are cheaper
+    "packed rows": lambda rng, s, n: _packed_rows(rng, s, n, 5, 4),
+    "packed table": lambda rng, s, n: _packed_rows(rng, s, n, 60, 2),
+    "packed twice": lambda rng, s, n: ftw.Sum((_packed(rng, s, n, 4, 5), _packed(rng, s, n, 4, 5))),
+    "packed tied": lambda rng, s, n: ftw.Sum((_packed(rng, s, n, 7, 3), _packed_rows(rng, s, n, 7, 3))),
+}
+PACKED = tuple(_PACKED)
+
+
+def _some_documents(kind: str) -> Callable[[Rng, int, int], Any]:
+    """Return a maker of n documents with t tokens in the mean, the lengths as they fall, two tokens of padding."""
+
+    def make(rng: Rng, n: int, t: int) -> Any:
+        lengths = rng.multinomial(n * t, rng.dirichlet(np.ones(n)))
+        return _PACKED[kind](rng, np.append(np.repeat(np.arange(n), lengths), [-1, -1]), n)
+
+    return make
+
+
 RECORDS: dict[str, Callable[[Rng, int, int], Any]] = {
     "wide": lambda rng, n, t: _outer(rng, n, t, 4, 6),
     "tall": lambda rng, n, t: _outer(rng, n, t, 6, 3),
@@ -52,6 +113,7 @@ RECORDS: dict[str, Callable[[Rng, int, int], Any]] = {
     "gain": lambda rng, n, t: ftw.Dense(rng.normal(size=n)),
     "tied": _tied,
     "twice": lambda rng, n, t: ftw.Sum((_outer(rng, n, t, 4, 5), _outer(rng, n, 2 * t, 4, 5))),
+    **{kind: _some_documents(kind) for kind in PACKED},
 }
 SMALL = ("wide", "table", "tied", "vector")
 

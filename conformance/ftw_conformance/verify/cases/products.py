@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
@@ -78,6 +79,11 @@ def length(record: Any) -> Any:
         return np.sum(a * b, axis=1)
     if isinstance(record, ftw.Rows):
         return np.sum(np.linalg.norm(np.asarray(record.output_grads), axis=2), axis=1)
+    if isinstance(record, (ftw.Packed, ftw.PackedRows)):
+        b = np.linalg.norm(np.asarray(record.output_grads, dtype=float), axis=1)  # (t,)
+        if isinstance(record, ftw.Packed):
+            b = b * np.linalg.norm(np.asarray(record.inputs, dtype=float), axis=1)
+        return np.array([np.sum(b[np.asarray(record.samples) == i]) for i in range(record.size)])
     if isinstance(record, ftw.Dense):
         return np.sqrt(np.sum(np.asarray(record.grads).reshape(record.n, -1) ** 2, axis=1))
     return sum(length(part) for part in record.parts)
@@ -92,6 +98,8 @@ def _terms(record: Any) -> int:
     if isinstance(record, ftw.Sum):
         return sum(map(_terms, record.parts))
     size = int(np.prod(record.shape))
+    if isinstance(record, (ftw.Packed, ftw.PackedRows)):
+        return size * record.output_grads.shape[0]
     return size * (record.output_grads.shape[1] if hasattr(record, "output_grads") else 1)
 
 
@@ -292,7 +300,7 @@ def pair(rng: Any, name: str, kinds: Mapping[str, str], *, heavy: bool) -> list[
     return [
         Case(name, products, inputs, account, ALL, heavy=heavy),
         Case(f"{name}/blocks", in_blocks(700), inputs, account, ALL, heavy=heavy),
-        Case(f"{name}/small blocks", in_blocks(250), inputs, account, ("float64",), heavy=heavy),
+        Case(f"{name}/small blocks", in_blocks(300), inputs, account, ("float64",), heavy=heavy),
     ]
 
 
@@ -315,6 +323,13 @@ def situations(rng: Any) -> list[Case]:
         add("duplicates", scaled(x, take=[0, 1, 1, 0]), scaled(x, take=[1, 1]))
         add("zero gradients", scaled(x, factors=[1, 0, 1, 0]), scaled(y, factors=[0, 0]))
         add("rank deficient", models.records(rng, 12, 3, names), y)
+    for lie in models.LIES:  # documents, however they lie
+        x, y = ({k: models.documents(rng, k, lie) for k in models.PACKED} for _ in range(2))
+        for start in (0, 1, 7):
+            g, p = models.target(rng, x), models.geometry(rng, x, start)
+            name = f"products/documents/{lie}/{start}"
+            out.append(Case(name, products, (x, y, g, p), account, ALL, heavy=start != 1 or lie != "padded"))
+            out.append(Case(f"{name}/blocks", in_blocks(4000), (x, y, g, p), account, WIDE, heavy=True))
     long = models.records(rng, 2, 4096, ("wide", "rows", "table"))
     p = models.geometry(rng, long, 0)
     inputs = (long, models.records(rng, 2, 100, ("wide", "rows", "table")), models.target(rng, long), p)
@@ -344,6 +359,13 @@ def scaled(x: Any, *, factors: Any = None, take: Any = None) -> Any:
     n = x.n
     i = np.arange(n) if take is None else np.asarray(take)
     f = np.ones(len(i)) if factors is None else np.asarray(factors, dtype=float)
+    if isinstance(x, (ftw.Packed, ftw.PackedRows)):
+        at = np.concatenate([np.flatnonzero(x.samples == j) for j in i])  # tokens, document by document
+        numbers = np.concatenate([np.full(np.sum(x.samples == j), k) for k, j in enumerate(i)])
+        b = x.output_grads[at] * f[numbers][:, None]
+        if isinstance(x, ftw.PackedRows):
+            return ftw.PackedRows(x.indices[at], b, numbers, len(i), x.height)
+        return ftw.Packed(x.inputs[at], b, numbers, len(i))
     if isinstance(x, ftw.Dense):
         return ftw.Dense(x.grads[i] * f.reshape(-1, *[1] * (x.grads.ndim - 1)))
     b = x.output_grads[i] * f[:, None, None]
@@ -356,9 +378,13 @@ def combinations(rng: Any) -> list[Case]:
     for name in models.RECORDS:
         x = models.records(rng, 5, 3, (name,))
         w, i = rng.normal(size=5), np.array([4, 0, 0])
+        if name in models.PACKED:  # a trace cannot repeat tokens
+            out.append(Case(f"combine/{name}/repeated", combined, (x, w, i), account_combined, ALL, eager=True))
+            i = np.array([4, 0, 2])
+        else:
+            out.append(Case(f"take/{name}", taken, (x, i), account_taken, WIDE))
         out.append(Case(f"combine/{name}", combined, (x, w, i), account_combined, ALL, narrow=name in models.SMALL))
         out.append(Case(f"turned/{name}", turned, (x,), account_turned, WIDE, heavy=True))
-        out.append(Case(f"take/{name}", taken, (x, i), account_taken, WIDE))
         none = np.array([0.5, 0.0, -1.0, 0.0, 2.0])
         spoilt = {key: _spoilt(r, np.array([1, np.nan, 1, np.inf, 1])) for key, r in x.items()}
         out.append(Case(f"combine/{name}/a refused sample is not a number", combined, (spoilt, none, i), spared, ALL))
@@ -377,6 +403,10 @@ def _spoilt(record: Any, factors: Array) -> Any:
     if isinstance(record, ftw.Sum):
         return ftw.Sum(tuple(_spoilt(part, factors) for part in record.parts))
     record = scaled(record, factors=factors)
+    if isinstance(record, ftw.Packed):
+        samples: Any = record.samples
+        of_tokens = np.append(factors, np.nan)[samples][:, None]  # nor what padding holds
+        return dataclasses.replace(record, inputs=record.inputs * of_tokens)
     if not isinstance(record, ftw.OuterProduct):
         return record
     return ftw.OuterProduct(np.asarray(record.inputs) * factors[:, None, None], record.output_grads)
@@ -388,6 +418,11 @@ def _cleaned(record: Any) -> Any:
     if isinstance(record, ftw.Dense):
         return ftw.Dense(np.nan_to_num(np.asarray(record.grads), posinf=0.0, neginf=0.0))
     b = np.nan_to_num(np.asarray(record.output_grads), posinf=0.0, neginf=0.0)
+    if isinstance(record, ftw.PackedRows):
+        return dataclasses.replace(record, output_grads=b)
+    if isinstance(record, ftw.Packed):
+        a = np.nan_to_num(np.asarray(record.inputs), posinf=0.0, neginf=0.0)
+        return dataclasses.replace(record, inputs=a, output_grads=b)
     if isinstance(record, ftw.Rows):
         return ftw.Rows(record.indices, b, record.size)
     return ftw.OuterProduct(np.nan_to_num(np.asarray(record.inputs), posinf=0.0, neginf=0.0), b)
