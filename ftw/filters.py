@@ -1,7 +1,8 @@
 """Filters: which ``k`` of n candidates go on, from their scores b (n,) and, for some, their Gram matrix K (n, n).
 
 Every filter returns ``Filtered(indices, count)``: exactly k distinct indices, best first, ties by index; the first
-``count`` of them passed. None depends on the scale of the gradients of the candidates or of the target.
+``count`` of them passed. None depends on the scale of the gradients of the candidates or of the target. Every filter
+takes a `Quota` of the candidates' sources and obeys it; where no choice does, it returns the nearest one with a count of 0.
 """
 
 from __future__ import annotations
@@ -9,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from . import _array, _loops
+from . import _array, _loops, quotas
 from ._array import Array
 from .constraints import NonNegative
 from .qp import solve_qp
+from .quotas import Places, Quota
 
 __all__ = ["Filter", "Filtered", "boltzmann", "greedy_utility", "matching", "resample", "threshold", "top_k"]
 
@@ -36,8 +38,8 @@ Filter = Callable[[Any, Any, int], Filtered]
 """``(scores (n,), gram (n, n), k) -> Filtered``: a rule of one's own is any callable of this form."""
 
 
-def top_k(scores: Array, k: int) -> Filtered:
-    """Return the k candidates of the largest scores.
+def top_k(scores: Array, k: int, *, quota: Quota | None = None) -> Filtered:
+    """Return the k candidates of the largest scores; under a quota, those of the largest sum of scores.
 
     Parameters
     ----------
@@ -45,20 +47,34 @@ def top_k(scores: Array, k: int) -> Filtered:
         NaN comes last and does not count.
     k : int
         1 <= k <= n.
+    quota : Quota, optional
+        How many of each source.
 
     Raises
     ------
     ValueError, TypeError
         If ``scores`` is not a vector of floats, or k is out of range.
     """
-    xp = _check(scores, k, what="top_k")
-    indices = _array.argsort_descending(xp, scores)[:k]  # (k,)
+    xp = _check(scores, k, quota=quota, what="top_k")
+    order = _array.argsort_descending(xp, scores)  # (n,)
+    if quota is not None:
+        p = quotas.places(xp, quota, scores.shape[0], k, what="top_k")
+        return _best(xp, p, order, k, ~xp.isnan(xp.take(scores, order)))
+    indices = order[:k]  # (k,)
     count = xp.sum(xp.astype(~xp.isnan(xp.take(scores, indices)), xp.int32), dtype=xp.int32)
     return Filtered(indices, count)
 
 
+def _best(xp: Any, p: Places, order: Any, k: int, passed: Any = None) -> Filtered:
+    """Return the best choice under the quota from candidates in this order; a count of 0 where none obeys it."""
+    order, count, _ = quotas.front(xp, p, order, k, passed)
+    return Filtered(order[:k], xp.where(quotas.fills(xp, p, k), count, xp.zeros_like(count)))
+
+
 @_array.quiet
-def threshold(scores: Array, k: int, *, value: Any = None, quantile: float | None = None) -> Filtered:
+def threshold(
+    scores: Array, k: int, *, value: Any = None, quantile: float | None = None, quota: Quota | None = None
+) -> Filtered:
     """Return the k best candidates; those that reach ``value``, or the ``quantile`` of all scores, pass.
 
     Parameters
@@ -70,8 +86,10 @@ def threshold(scores: Array, k: int, *, value: Any = None, quantile: float | Non
         Least score that passes, in units of the scores.
     quantile : float, optional
         In [0, 1], with linear interpolation; free of units. Exactly one of the two must be given.
+    quota : Quota, optional
+        How many of each source; the samples that a floor asks for pass whatever their scores.
     """
-    xp = _check(scores, k, what="threshold")
+    xp = _check(scores, k, quota=quota, what="threshold")
     if (value is None) == (quantile is None):
         raise ValueError("threshold: give exactly one of value= and quantile=")
     if quantile is not None:
@@ -82,6 +100,10 @@ def threshold(scores: Array, k: int, *, value: Any = None, quantile: float | Non
         low = int(place)
         high = min(low + 1, scores.shape[0] - 1)
         value = ordered[low] + (place - low) * (ordered[high] - ordered[low])
+    if quota is not None:
+        order = _array.argsort_descending(xp, scores)  # (n,)
+        reached = xp.take(scores, order) >= _array.scalar_like(value, scores)  # (n,)
+        return _best(xp, quotas.places(xp, quota, scores.shape[0], k, what="threshold"), order, k, reached)
     best = top_k(scores, k)
     passed = xp.take(scores, best.indices) >= _array.scalar_like(value, scores)  # (k,)
     return Filtered(best.indices, xp.sum(xp.astype(passed, xp.int32), dtype=xp.int32))
@@ -90,7 +112,13 @@ def threshold(scores: Array, k: int, *, value: Any = None, quantile: float | Non
 @_array.untracked
 @_array.quiet
 def matching(
-    scores: Array, gram: Array, k: int, *, ridge: Any = 0.05, solver: Callable[..., Any] = solve_qp
+    scores: Array,
+    gram: Array,
+    k: int,
+    *,
+    ridge: Any = 0.05,
+    solver: Callable[..., Any] = solve_qp,
+    quota: Quota | None = None,
 ) -> Filtered:
     """Return k candidates picked by what the ones before leave unmatched (orthogonal matching pursuit, w >= 0).
 
@@ -109,29 +137,41 @@ def matching(
         Added to the diagonal in each refit, as a multiple of the mean diagonal of K over the samples kept so far.
     solver : callable
         Like `ftw.solve_qp`.
+    quota : Quota, optional
+        How many of each source: each pick is the best of those with which the quota can still be obeyed.
 
     Notes
     -----
     k non-negative QPs of growing size, each started from the one before, and k products with K.
     Pati, Rezaiifar & Krishnaprasad 1993 (orthogonal matching pursuit); Killamsetty et al. 2021 (GRAD-MATCH).
     """
-    picks, _ = pursue(_check(scores, k, gram, ridge=ridge, what="matching"), scores, gram, k, ridge, solver)
-    return Filtered(picks, full(_array.namespace(scores), k, _array.device(scores)))
+    xp = _check(scores, k, gram, ridge=ridge, quota=quota, what="matching")
+    p = None if quota is None else quotas.places(xp, quota, scores.shape[0], k, what="matching")
+    picks = pursue(xp, scores, gram, k, ridge, solver, p).picks
+    return Filtered(picks, _count(xp, p, k, scores))
+
+
+class Pursuit(NamedTuple):
+    """The outcome of the matching filter."""
+
+    picks: Any  # (k,)
+    weights: Any  # (k,): of the last refit
+    status: Any  # (): of the last refit
+    over: Any  # (n,) booleans: refused by the quota alone; None without one
 
 
 def pursue(
-    xp: Any, scores: Any, gram: Any, k: int, ridge: Any, solver: Callable[..., Any]
-) -> tuple[Any, tuple[Any, Any]]:
-    """Return the picks (k,) of `matching`, and their weights (k,) and status () as the last refit has them."""
+    xp: Any, scores: Any, gram: Any, k: int, ridge: Any, solver: Callable[..., Any], p: Places | None = None
+) -> Pursuit:
+    """Return the picks of `matching`, and their weights as the last refit has them."""
     place, ridge = _array.device(scores), _array.scalar_like(ridge, scores)
     ranks = xp.arange(k, device=place)  # (k,)
 
     def add_one(j: Any, state: tuple[Any, ...]) -> tuple[Any, ...]:
-        kept, picks, weights, _ = state  # (n,), (k,), (k,), ()
+        kept, picks, weights, _ = state  # Kept, (k,), (k,), ()
         residual = scores - xp.take(gram, picks, axis=1) @ weights  # (n,)
-        residual = xp.where(kept > 0, -xp.inf * xp.ones_like(residual), residual)
-        best = xp.argmax(residual)
-        kept, picks = _array.put(xp, kept, best, 1), _array.put(xp, picks, j, best)
+        kept, best = _pick(xp, p, k, kept, residual)
+        picks = _array.put(xp, picks, j, best)
         size = k if _array.is_traced(j) else j + 1  # a trace needs fixed shapes: the places still empty are masked
         old, solution = weights, refit(picks[:size], weights[:size], ranks[:size] <= j)
         weights = solution.weights if size == k else xp.concat([solution.weights, old[size:]])
@@ -147,16 +187,52 @@ def pursue(
         linear = xp.where(filled, xp.take(scores, picks), xp.zeros_like(start))  # (s,)
         return solver(part, linear, NonNegative(), ridge=ridge * mean, start=start)
 
-    kept = xp.zeros(scores.shape[0], dtype=xp.int32, device=place)
     picks = xp.zeros(k, dtype=xp.argmax(scores).dtype, device=place)
     weights = xp.zeros(k, dtype=scores.dtype, device=place)
     status = xp.zeros((), dtype=xp.int32, device=place)
-    _, picks, weights, status = _loops.fori_loop(k, add_one, (kept, picks, weights, status))
-    return picks, (weights, status)
+    state = (_nothing(xp, p, scores), picks, weights, status)
+    kept, picks, weights, status = _loops.fori_loop(k, add_one, state)
+    return Pursuit(picks, weights, status, kept.over)
+
+
+class _Kept(NamedTuple):
+    """What a filter that picks one at a time has kept; without a quota the last two are None."""
+
+    each: Any  # (n,) int32: 1 for a pick
+    over: Any  # (n,) booleans: better than a pick, and refused by the quota
+    counts: Any  # (m + 1,) int32: picks of each source
+
+
+def _nothing(xp: Any, p: Places | None, scores: Any) -> _Kept:
+    each = xp.zeros(scores.shape[0], dtype=xp.int32, device=_array.device(scores))  # (n,)
+    return _Kept(each, None, None) if p is None else _Kept(each, each > 0, xp.zeros_like(p.floors))
+
+
+def _pick(xp: Any, p: Places | None, k: int, kept: _Kept, values: Any) -> tuple[_Kept, Any]:
+    """Return the state after one more pick, and the pick: the largest of the values (n,) that may be taken."""
+    values = xp.where(kept.each > 0, -xp.inf * xp.ones_like(values), values)
+    if p is None:
+        best = xp.argmax(values)
+        return _Kept(_array.put(xp, kept.each, best, 1), None, None), best
+    allowed = xp.take(quotas.open_sources(xp, p, kept.counts, k), p.sources)  # (n,)
+    allowed = allowed | ~xp.any(allowed & (kept.each == 0))  # nobody left: the caps go
+    best = xp.argmax(xp.where(allowed, values, -xp.inf))
+    beaten = ~allowed & (values > xp.take(values, xp.reshape(best, (1,))))
+    counts = xp.take(p.sources, xp.reshape(best, (1,))) == xp.arange(p.floors.shape[0], device=_array.device(values))
+    counts = kept.counts + xp.astype(counts, xp.int32)
+    return _Kept(_array.put(xp, kept.each, best, 1), kept.over | beaten, counts), best
+
+
+def _count(xp: Any, p: Places | None, k: int, scores: Any) -> Any:
+    """Return the count () of a filter that lets all k pass; 0 where no choice obeys the quota."""
+    every = full(xp, k, _array.device(scores))
+    return every if p is None else xp.where(quotas.fills(xp, p, k), every, xp.zeros_like(every))
 
 
 @_array.quiet
-def greedy_utility(scores: Array, gram: Array, k: int, *, redundancy: float = 1.0) -> Filtered:
+def greedy_utility(
+    scores: Array, gram: Array, k: int, *, redundancy: float = 1.0, quota: Quota | None = None
+) -> Filtered:
     """Return k candidates picked one by one by score less redundancy with those already picked.
 
     With the step ``eta`` that is best for the k top scores T taken together, ``eta = max(sum_T b, 0) / sum_TT K``, pick
@@ -174,8 +250,19 @@ def greedy_utility(scores: Array, gram: Array, k: int, *, redundancy: float = 1.
         1 <= k <= n.
     redundancy : float
         0 gives top_k.
+    quota : Quota, optional
+        How many of each source: each pick is the best of those with which the quota can still be obeyed.
     """
-    xp = _check(scores, k, gram, what="greedy_utility")
+    xp = _check(scores, k, gram, quota=quota, what="greedy_utility")
+    p = None if quota is None else quotas.places(xp, quota, scores.shape[0], k, what="greedy_utility")
+    picks, _ = pick_useful(xp, scores, gram, k, redundancy, p)
+    return Filtered(picks, _count(xp, p, k, scores))
+
+
+def pick_useful(
+    xp: Any, scores: Any, gram: Any, k: int, redundancy: float = 1.0, p: Places | None = None
+) -> tuple[Any, Any]:
+    """Return the picks (k,) of `greedy_utility`, and who is refused by the quota alone (n,), None without one."""
     if isinstance(redundancy, (int, float)) and not redundancy >= 0:
         raise ValueError(f"greedy_utility: redundancy {redundancy} must not be negative")
     top = top_k(scores, k).indices  # (k,)
@@ -184,19 +271,21 @@ def greedy_utility(scores: Array, gram: Array, k: int, *, redundancy: float = 1.
     eta = redundancy * xp.where(positive, gain, xp.zeros_like(gain)) / xp.where(positive, cost, xp.ones_like(cost))
     start = scores - eta * xp.linalg.diagonal(gram) / 2  # (n,)
 
-    def add_one(j: Any, state: tuple[Any, Any]) -> tuple[Any, Any]:
-        utility, picks = state  # (n,), (k,)
-        best = xp.argmax(utility)
+    def add_one(j: Any, state: tuple[Any, ...]) -> tuple[Any, ...]:
+        kept, utility, picks = state  # _Kept, (n,), (k,)
+        kept, best = _pick(xp, p, k, kept, utility)
         utility = utility - eta * xp.take(gram, xp.reshape(best, (1,)), axis=1)[:, 0]
-        return _array.put(xp, utility, best, -xp.inf), _array.put(xp, picks, j, best)
+        return kept, utility, _array.put(xp, picks, j, best)
 
     picks = xp.zeros(k, dtype=xp.argmax(scores).dtype, device=_array.device(scores))
-    _, picks = _loops.fori_loop(k, add_one, (start, picks))
-    return Filtered(picks, full(xp, k, _array.device(scores)))
+    kept, _, picks = _loops.fori_loop(k, add_one, (_nothing(xp, p, scores), start, picks))
+    return picks, kept.over
 
 
 @_array.quiet
-def boltzmann(scores: Array, k: int, *, temperature: float, uniforms: Array) -> Filtered:
+def boltzmann(
+    scores: Array, k: int, *, temperature: float, uniforms: Array, quota: Quota | None = None
+) -> Filtered:
     """Return k candidates drawn without replacement with probability ``~ exp(b_i / (temperature * std(b)))``.
 
     Parameters
@@ -208,13 +297,15 @@ def boltzmann(scores: Array, k: int, *, temperature: float, uniforms: Array) -> 
         In standard deviations of the scores, positive; small is top_k, large is uniform.
     uniforms : array (n,)
         Independent draws from [0, 1): the randomness is the caller's.
+    quota : Quota, optional
+        How many of each source.
 
     Notes
     -----
     Gumbel top-k (Kool, van Hoof & Welling 2019): adding Gumbel noise and taking the k largest draws without
     replacement, and never forms an exponential that could overflow.
     """
-    xp = _check(scores, k, uniforms=uniforms, what="boltzmann")
+    xp = _check(scores, k, uniforms=uniforms, quota=quota, what="boltzmann")
     if tuple(uniforms.shape) != tuple(scores.shape):
         raise ValueError(f"boltzmann: uniforms {tuple(uniforms.shape)} must be {tuple(scores.shape)}, one a candidate")
     if isinstance(temperature, (int, float)) and not temperature > 0:
@@ -223,7 +314,7 @@ def boltzmann(scores: Array, k: int, *, temperature: float, uniforms: Array) -> 
     noise = -xp.log(-xp.log(xp.clip(uniforms, tiny, 1 - xp.finfo(scores.dtype).eps)))  # (n,)
     spread = xp.std(scores)
     level = (scores - xp.max(scores)) / xp.where(spread > 0, spread, xp.ones_like(spread)) / temperature  # (n,)
-    return top_k(level + noise, k)
+    return top_k(level + noise, k, quota=quota)
 
 
 @_array.quiet
@@ -255,8 +346,17 @@ def resample(weights: Array, size: int, uniforms: Array) -> Any:
     return xp.where(drawn > last, last, drawn)
 
 
-def _check(scores: Any, k: int, gram: Any = None, *, ridge: Any = 0.0, uniforms: Any = None, what: str) -> Any:
-    xp = _array.namespace(scores, gram, uniforms, what=what)
+def _check(
+    scores: Any,
+    k: int,
+    gram: Any = None,
+    *,
+    ridge: Any = 0.0,
+    uniforms: Any = None,
+    quota: Quota | None = None,
+    what: str,
+) -> Any:
+    xp = _array.namespace(scores, gram, uniforms, getattr(quota, "sources", None), what=what)
     if scores.ndim != 1 or not _array.is_floating(xp, scores):
         raise ValueError(f"{what}: scores must be a vector of floats, got {scores.dtype} {tuple(scores.shape)}")
     n = scores.shape[0]
