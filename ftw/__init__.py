@@ -5,13 +5,14 @@ package loads none of them.
 """
 
 from . import filters, guard, optimizers, sketch
-from .constraints import Box, CappedSimplex, NonNegative, Simplex
+from .constraints import Box, CappedSimplex, NonNegative, Simplex, SourceShares
 from .filters import Filtered, resample
 from .geometry import Diagonal, Kronecker, Polar, Rotated, Scale
 from .gradients import Dense, OuterProduct, Packed, PackedRows, Rows, Sum, combine, take
 from .inner_products import cross_gram, gram, scores
 from .optimizers import LinearUpdate
 from .qp import QPSolution, solve_qp
+from .quotas import Quota
 from .selection import Selection, filter_then_weight
 from .status import Status
 
@@ -31,11 +32,13 @@ __all__ = [
     "PackedRows",
     "Polar",
     "QPSolution",
+    "Quota",
     "Rotated",
     "Rows",
     "Scale",
     "Selection",
     "Simplex",
+    "SourceShares",
     "Status",
     "Sum",
     "combine",

@@ -1,6 +1,6 @@
-"""The four constraint sets of the weights, and the nearest point of each.
+"""The five constraint sets of the weights, and the nearest point of each.
 
-All four are one shape, a box cut by at most one hyperplane,
+Four of them are one shape, a box cut by at most one hyperplane,
 
     C = { w : lower <= w <= upper  [, sum_i w_i = total] }
 
@@ -12,15 +12,22 @@ with t = 0 for a plain box, and otherwise the root of the decreasing piecewise-l
 total``. Its 2n breakpoints are sorted, the segment that holds the root is read off from running sums, and the root
 is then recomputed from the free coordinates of that segment (Held, Wolfe & Crowder 1974; Condat 2016 reviews the
 alternatives).
+
+`SourceShares` bounds the sum of each source besides. Its nearest point has the same form. With the multiplier t of the
+total, and u_s of a source whose bound holds, ``w_i = max(v_i - (t + u_s) / metric_i, 0)``: over t, a source's sum
+falls until it meets its lower bound and stays there, and the weights with it. So its weights never leave the range
+between the nearest points to v whose sum is the source's lower bound and its upper bound, and within that range they
+follow t alone. Two projections a source give the ranges, and one projection onto them gives the answer: the
+decomposition of nested resource allocation (Hochbaum & Hong 1995; Vidal, Jaillet & Maculan 2016).
 """
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from . import _array
+from . import _array, quotas
 
-__all__ = ["Box", "CappedSimplex", "Constraint", "NonNegative", "Simplex", "feasible", "project"]
+__all__ = ["Box", "CappedSimplex", "Constraint", "NonNegative", "Simplex", "SourceShares", "feasible", "project"]
 
 
 class NonNegative(NamedTuple):
@@ -47,15 +54,46 @@ class Box(NamedTuple):
     upper: Any
 
 
-Constraint = NonNegative | Simplex | CappedSimplex | Box
+class SourceShares(NamedTuple):
+    """Weights ``w >= 0`` that sum to ``total``, and within each of m sources to between ``lower`` and ``upper``.
+
+    Attributes
+    ----------
+    sources : integer array (..., n)
+        The source of each weight, 0 .. m - 1, or -1 for one without bounds.
+    lower, upper : sequence or array (..., m), or None
+        Bounds on each source's sum of weights, in the units of ``total``; None, as a whole or for one source, is no
+        bound. The number m of sources is static.
+    total : float or array (...)
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import ftw
+    >>> shares = ftw.SourceShares(np.array([0, 0, 1]), lower=(0.0, 0.25), upper=(None, 0.5))
+    >>> ftw.solve_qp(np.eye(3), np.array([2.0, 1.0, 0.0]), shares).weights
+    array([0.75, 0.  , 0.25])
+    """
+
+    sources: Any
+    lower: Any = None
+    upper: Any = None
+    total: Any = 1.0
+
+
+Constraint = NonNegative | Simplex | CappedSimplex | Box | SourceShares
+SETS = (NonNegative, Simplex, CappedSimplex, Box, SourceShares)
 
 
 class Limits(NamedTuple):
-    """A set as arrays: ``lower`` (..., n); ``upper`` (..., n) or None for none; ``total`` (...) or None for no sum."""
+    """A set as arrays; where there are sources the last of the m + 1 is that of the weights without one."""
 
-    lower: Any
-    upper: Any
-    total: Any
+    lower: Any  # (..., n)
+    upper: Any  # (..., n), None for no upper bounds
+    total: Any  # (...), None for no sum
+    member: Any = None  # (..., m + 1, n): 1 where a weight is of a source; None for no sources
+    low: Any = None  # (..., m + 1): bounds on each source's sum
+    high: Any = None  # (..., m + 1)
 
 
 def project(constraint: Constraint, v: Any, *, metric: Any = None) -> Any:
@@ -64,7 +102,7 @@ def project(constraint: Constraint, v: Any, *, metric: Any = None) -> Any:
     Parameters
     ----------
     constraint
-        One of the four sets.
+        One of the five sets.
     v
         Array (..., n), float.
     metric
@@ -78,15 +116,16 @@ def project(constraint: Constraint, v: Any, *, metric: Any = None) -> Any:
     Raises
     ------
     TypeError
-        If ``constraint`` is none of the four sets, or an array is not floating.
+        If ``constraint`` is none of the five sets, or an array is not floating.
     ValueError
         If a shape does not fit.
 
     Notes
     -----
-    Costs one sort of 2n numbers for the sets with a total, O(n) for the others.
+    Costs one sort of 2n numbers for the sets with a total, 2 (m + 1) more for the shares of m sources, O(n) for the
+    others.
     """
-    fields = tuple(constraint) if isinstance(constraint, (NonNegative, Simplex, CappedSimplex, Box)) else ()
+    fields = _array.leaves(constraint) if isinstance(constraint, SETS) else ()
     xp = _array.namespace(v, metric, *fields, what="project")
     if v.ndim < 1 or not _array.is_floating(xp, v):
         raise TypeError(f"project: v must be a float array (..., n), got shape {v.shape} of {v.dtype}")
@@ -94,10 +133,12 @@ def project(constraint: Constraint, v: Any, *, metric: Any = None) -> Any:
     limits = as_limits(xp, constraint, v)
     normal = xp.ones_like(v) if metric is None else 1 / xp.sqrt(xp.astype(metric, v.dtype))  # (..., n)
     # in z = sqrt(metric) w the metric is the identity, and the sum becomes sum_i normal_i z_i
-    scaled = Limits(limits.lower / normal, None if limits.upper is None else limits.upper / normal, limits.total)
+    scaled = limits._replace(
+        lower=limits.lower / normal, upper=None if limits.upper is None else limits.upper / normal
+    )
     good = feasible(xp, limits) & xp.all(xp.isfinite(v), axis=-1)
     v = xp.where(good[..., None], v, 0.0)
-    w = clip(xp, project_scaled(xp, v / normal, scaled, normal) * normal, limits)
+    w = clip(xp, project_scaled(xp, v / normal, narrowed(xp, scaled), normal) * normal, limits)
     return xp.where(good[..., None], w, xp.nan)
 
 
@@ -107,15 +148,15 @@ def as_limits(xp: Any, constraint: Any, like: Any) -> Limits:
     Raises
     ------
     TypeError
-        If ``constraint`` is none of the four sets, or one of its fields is neither a number nor an array.
+        If ``constraint`` is none of the five sets, or one of its fields is neither a number nor an array.
     ValueError
         If a field's shape does not broadcast to that of ``like``.
     """
-    if isinstance(constraint, type) or not isinstance(constraint, (NonNegative, Simplex, CappedSimplex, Box)):
+    if isinstance(constraint, type) or not isinstance(constraint, SETS):
         hint = f"; write {constraint.__name__}(...)" if isinstance(constraint, type) else ""
         raise TypeError(
-            f"constraint must be NonNegative(), Simplex(total), CappedSimplex(cap, total) or Box(lower, upper), "
-            f"got {constraint!r}{hint}"
+            "constraint must be NonNegative(), Simplex(total), CappedSimplex(cap, total), Box(lower, upper) or "
+            f"SourceShares(sources, lower, upper, total), got {constraint!r}{hint}"
         )
     zero = xp.zeros_like(like)
     name = type(constraint).__name__
@@ -127,7 +168,61 @@ def as_limits(xp: Any, constraint: Any, like: Any) -> Limits:
         return Limits(zero, None, None)
     if isinstance(constraint, CappedSimplex):
         upper = field(xp, f"{name}.cap", constraint.cap, like, like.shape)
-    return Limits(zero, upper, field(xp, f"{name}.total", constraint.total, like, like.shape[:-1]))
+    total = field(xp, f"{name}.total", constraint.total, like, like.shape[:-1])
+    if isinstance(constraint, SourceShares):
+        return Limits(zero, None, total, *_shares(xp, constraint, total, like))
+    return Limits(zero, upper, total)
+
+
+def _shares(xp: Any, shares: SourceShares, total: Any, like: Any) -> tuple[Any, Any, Any]:
+    """Return the members (..., m + 1, n) of each source and the bounds (..., m + 1) of their sums."""
+    sources, what, place = shares.sources, "SourceShares.sources", _array.device(like)
+    if not hasattr(sources, "dtype") or not xp.isdtype(sources.dtype, "integral"):
+        raise TypeError(f"{what} must be an integer array (..., n), got {getattr(sources, 'dtype', type(sources))}")
+    m = quotas.length("lower", "upper", shares.lower, shares.upper, what="SourceShares")
+    numbers, known = quotas.numbered(xp, sources, m, what=what)
+    try:
+        numbers = xp.broadcast_to(numbers, like.shape)  # (..., n)
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(f"{what}: shape {tuple(sources.shape)} does not broadcast to {tuple(like.shape)}") from error
+    member = numbers[..., None, :] == xp.arange(m + 1, dtype=numbers.dtype, device=place)[:, None]  # (..., m + 1, n)
+    rest = xp.zeros_like(total)[..., None]  # (..., 1)
+    low = share_bounds(xp, "SourceShares.lower", shares.lower, 0.0, m, like)  # (..., m)
+    high = share_bounds(xp, "SourceShares.upper", shares.upper, float("inf"), m, like)
+    low = xp.concat([low, xp.where(known, rest, rest + xp.inf)], axis=-1)  # an unknown source: no point
+    return xp.astype(member, like.dtype), low, xp.concat([high, rest + xp.inf], axis=-1)
+
+
+def share_bounds(xp: Any, name: str, bounds: Any, free: float, m: int, like: Any) -> Any:
+    """Return bounds on the sums of m sources as an array (..., m) that fits ``like`` (..., n); None is ``free``."""
+    shape = (*like.shape[:-1], m)
+    if bounds is None:
+        return field(xp, name, free, like, shape)
+    if hasattr(bounds, "dtype"):
+        return field(xp, name, bounds, like, shape)
+    each = [field(xp, f"{name}[{s}]", free if x is None else x, like, ()) for s, x in enumerate(bounds)]
+    return xp.broadcast_to(xp.stack(each), shape)
+
+
+def narrowed(xp: Any, limits: Limits) -> Limits:
+    """Return the same set with the tightest bounds on the sums of its sources; a set without sources as it is."""
+    lower, upper, total, member, low, high = limits
+    if member is None:
+        return limits
+    there = xp.any(member > 0, axis=-1)  # (..., m + 1)
+    total_ = total[..., None]
+    low = xp.where(there & (low > 0), low, 0.0)
+    high = xp.where(there, xp.minimum(high, total_ * xp.ones_like(high)), 0.0)
+    slack = _slack(xp, lower, total)[..., None]  # bounds that add up to the total leave one point for each sum
+    low, high = (
+        xp.where(xp.sum(high, axis=-1)[..., None] <= total_ + slack, high, low),
+        xp.where(xp.sum(low, axis=-1)[..., None] >= total_ - slack, low, high),
+    )
+    return Limits(lower, upper, total, member, low, high)
+
+
+def _slack(xp: Any, like: Any, total: Any) -> Any:
+    return 4 * like.shape[-1] * float(xp.finfo(like.dtype).eps) * xp.abs(total)
 
 
 def field(xp: Any, name: str, value: Any, like: Any, shape: tuple[int, ...]) -> Any:
@@ -153,19 +248,26 @@ def finite(xp: Any, limits: Limits) -> Any:
         if limits.upper is None
         else ~xp.any(xp.isnan(limits.lower) | xp.isnan(limits.upper), axis=-1)
     )
+    if limits.member is not None:
+        good = good & ~xp.any(xp.isnan(limits.low) | xp.isnan(limits.high), axis=-1)
     return good if limits.total is None else good & xp.isfinite(limits.total)
 
 
 def feasible(xp: Any, limits: Limits) -> Any:
     """Tell whether the set has a point, up to the rounding of the sums; booleans (...)."""
-    lower, upper, total = limits
+    lower, upper, total, member, low, high = limits
+    if member is not None:
+        there = xp.any(member > 0, axis=-1)  # (..., m + 1)
+        least, most = xp.where(low > 0, low, 0.0), xp.where(there, xp.minimum(high, total[..., None]), 0.0)
+        slack = _slack(xp, lower, total)
+        good = xp.all((low <= high) & (high >= 0) & (there | (low <= 0)), axis=-1) & (total >= 0)
+        return good & (xp.sum(least, axis=-1) <= total + slack) & (xp.sum(most, axis=-1) >= total - slack)
     if upper is None:  # the lower bound is zero
         return lower[..., 0] == 0 if total is None else total >= 0
     good = xp.all((lower <= upper) & (lower < xp.inf) & (upper > -xp.inf), axis=-1)
     if total is None:
         return good
-    slack = 4 * upper.shape[-1] * float(xp.finfo(upper.dtype).eps) * xp.abs(total)
-    return good & (total >= 0) & (total <= xp.sum(upper, axis=-1) + slack)
+    return good & (total >= 0) & (total <= xp.sum(upper, axis=-1) + _slack(xp, upper, total))
 
 
 def clip(xp: Any, z: Any, limits: Limits) -> Any:
@@ -177,16 +279,30 @@ def clip(xp: Any, z: Any, limits: Limits) -> Any:
 def project_scaled(xp: Any, v: Any, limits: Limits, normal: Any) -> Any:
     """Return the nearest point to ``v`` (..., n) of ``lower <= z <= upper`` [and ``sum_i normal_i z_i = total``].
 
-    ``normal`` (..., n) is positive. The set must not be empty; nothing is checked.
+    ``normal`` (..., n) is positive; sources have been `narrowed`. The set must not be empty; nothing is checked.
     """
     if limits.total is None:
         return clip(xp, v, limits)
+    if limits.member is not None:
+        return project_scaled(xp, v, _ranges(xp, v, limits, normal), normal)
     z = _cut(xp, v, limits, normal)
     return _cut(xp, z, limits, normal)  # once more from nearby: the sum is then exact to rounding, however far v was
 
 
+def _ranges(xp: Any, v: Any, limits: Limits, normal: Any) -> Limits:
+    """Return bounds (..., n) on each weight: the nearest points to v at which each source has its least or most."""
+    member = limits.member  # (..., m + 1, n)
+    each, normals = (xp.broadcast_to(x[..., None, :], member.shape) for x in (v, normal))
+    zero = xp.zeros_like(member)
+    own = xp.where(member > 0, xp.inf, zero)
+    least, most = (
+        xp.sum(project_scaled(xp, each, Limits(zero, own, sums), normals), axis=-2) for sums in (limits.low, limits.high)
+    )
+    return Limits(least, xp.maximum(least, most), limits.total)
+
+
 def _cut(xp: Any, v: Any, limits: Limits, normal: Any) -> Any:
-    lower, upper, total = limits
+    lower, upper, total = limits[:3]
     total = total if isinstance(total, float) else total[..., None]  # (..., 1)
     square = normal * normal  # (..., n)
     points = (v - lower) / normal  # (..., n): from here on z_i = lower_i

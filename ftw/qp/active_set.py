@@ -72,7 +72,7 @@ def search(xp: Any, p: Problem, guess: Guess, max_steps: int) -> Guess:
 
 def _exchange(xp: Any, p: Problem, g: Guess, fixed: tuple[Any, ...], max_steps: int) -> Guess:
     """Solve for the free weights, then correct the guess."""
-    lower, upper, total = p.limits
+    lower, upper, total = p.limits[:3]
     grain, grains, grain_normal, movable = fixed
     x, multiplier, free = _solve(xp, p, g)
     slope = product(xp, p.M, x) - p.q  # (..., n)

@@ -25,7 +25,7 @@ def descend(xp: Any, p: Problem, z: Any, count: int) -> Any:
     The sum is kept by rescaling, not by a projection: two products with M and no sort make a step, and a few
     find most of the weights that are zero.
     """
-    lower, upper, total = p.limits
+    lower, upper, total = p.limits[:3]
     read = _array.read
 
     def rescaled(z: Any) -> Any:

@@ -37,7 +37,7 @@ class Path(NamedTuple):
 def interior(xp: Any, p: Problem, steps: Any, run: Any, max_steps: int, tol: float) -> Path:
     """Follow the path, where ``run`` (...) says so, until complementarity and slopes are ``tol`` times their size."""
     read = _array.read
-    lower, upper, total = p.limits
+    lower, upper, total = p.limits[:3]
     zero, one = xp.zeros_like(p.q), xp.ones_like(p.q)
     unit = xp.eye(p.q.shape[-1], dtype=p.q.dtype, device=_array.device(p.q))
     eps = float(xp.finfo(p.q.dtype).eps)

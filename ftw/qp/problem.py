@@ -76,7 +76,7 @@ def scaled_problem(xp: Any, K: Any, c: Any, limits: Limits, ridge: Any) -> Probl
     read = _array.read
     n = c.shape[-1]
     eps = float(xp.finfo(c.dtype).eps)
-    lower, upper, total = limits
+    lower, upper, total = limits[:3]
     unit = xp.eye(n, dtype=c.dtype, device=_array.device(c))
     diagonal = xp.linalg.diagonal(K)  # (..., n)
     ridged = not (isinstance(ridge, float) and ridge == 0)
@@ -99,7 +99,9 @@ def scaled_problem(xp: Any, K: Any, c: Any, limits: Limits, ridge: Any) -> Probl
     if total is not None:
         total = read(total)
         size = _array.pick(xp, total > 0, total, 1.0)  # (...)
-        inner = Limits(lower, None if upper is None else upper / (s * column(size)), total / size)
+        inner = limits._replace(upper=None if upper is None else upper / (s * column(size)), total=total / size)
+        if limits.member is not None:
+            inner = inner._replace(low=limits.low / column(size), high=limits.high / column(size))
         ratio = length / size
     elif upper is None:
         inner, size, ratio = limits, length, 1.0
@@ -117,7 +119,7 @@ def balance(xp: Any, p: Problem, z: Any) -> Any:
 
     Each weight counts by its distance from its bounds: one that is as good as held hardly counts at all.
     """
-    lower, upper, total = p.limits
+    lower, upper, total = p.limits[:3]
     if total is None:
         return xp.zeros_like(z[..., 0])
     room = z - lower if upper is None else xp.minimum(z - lower, upper - z)  # (..., n)
@@ -136,7 +138,7 @@ def certificate(xp: Any, p: Problem, z: Any, multiplier: Any) -> tuple[Any, Any,
     can tell: a slope is known to some eps of ``sum |z|``, no entry of M being above one.
     """
     read = _array.read
-    lower, upper, total = p.limits
+    lower, upper, total = p.limits[:3]
     Mz = product(xp, p.M, z)  # (..., n)
     slope = Mz - p.q
     f = dot(xp, z, 0.5 * (slope - p.q))

@@ -14,6 +14,8 @@ to 25
    steps, whose end tells the free weights from the held ones; the exchange then starts again from there;
 5. the certificate decides, and the best point of all stages is returned with it.
 
+``shares.py`` does 2 to 5 for the sets with bounds on each source's sum.
+
 ``gradient.py`` holds accelerated projected gradient, which needs hundreds of products where this needs a few
 factorisations. The same code runs eagerly, on one problem or on leading axes, and under ``jax.jit`` and
 ``jax.vmap``: eager backends factorise the free block only, a trace the whole matrix with the held weights masked out.
@@ -26,9 +28,20 @@ import math
 from typing import Any, NamedTuple
 
 from ftw import _array, _loops
-from ftw.constraints import Constraint, Limits, as_limits, clip, feasible, field, finite, project_scaled
+from ftw.constraints import (
+    Constraint,
+    Limits,
+    as_limits,
+    clip,
+    feasible,
+    field,
+    finite,
+    narrowed,
+    project_scaled,
+)
 from ftw.status import Status
 
+from . import shares
 from .active_set import Guess, begin, search
 from .gradient import accelerated, descend
 from .interior import interior, rounded
@@ -89,8 +102,8 @@ def solve_qp(
     linear
         Array (..., n), float, with the same leading axes.
     constraint
-        `NonNegative`, `Simplex`, `CappedSimplex` or `Box`; its fields are numbers or arrays that broadcast to (...,
-        n), a total to (...). Its type is static under jit.
+        `NonNegative`, `Simplex`, `CappedSimplex`, `Box` or `SourceShares`; its fields are numbers or arrays that
+        broadcast to (..., n), a total to (...), bounds of m sources to (..., m). Its type is static under jit.
     ridge
         Number or array (...), not negative: added to the diagonal as it is.
     tol
@@ -109,7 +122,7 @@ def solve_qp(
     Raises
     ------
     TypeError
-        If an array is not floating, ``constraint`` is none of the four sets, or the arrays are of several namespaces.
+        If an array is not floating, ``constraint`` is none of the five sets, or the arrays are of several namespaces.
     ValueError
         If a shape does not fit, or ``ridge``, ``tol`` or ``max_steps`` is out of range.
 
@@ -160,6 +173,7 @@ def _solution(
         K, c = keep(xp, good, (K, c), (xp.zeros_like(K), xp.zeros_like(c)))
         ridge = (ridge if math.isfinite(ridge) else 0.0) if isinstance(ridge, float) else xp.where(good, ridge, 0.0)
         limits = Limits(*keep(xp, good, limits, [None if x is None else xp.zeros_like(x) for x in limits]))
+    limits = narrowed(xp, limits)
     p = scaled_problem(xp, K, c, limits, ridge)
     is_psd = read(_array.is_positive(xp, p.shifted))  # (...)
     everywhere = is_psd if isinstance(is_psd, bool) else xp.all(is_psd)
@@ -170,18 +184,20 @@ def _solution(
     run = good & is_psd
     steps = 0 if isinstance(run, bool) else xp.zeros_like(c[..., 0], dtype=xp.int32)
     if polish:
-        z, steps, (f, kkt, gap) = _solve(xp, p, run, steps, start, tol, max_steps)
+        method = _solve if limits.member is None else shares.solve
+        z, steps, (f, kkt, gap) = method(xp, p, run, steps, start, tol, max_steps)
     else:
         z = project_scaled(xp, xp.zeros_like(c), p.limits, p.normal)
         z, steps = accelerated(xp, p, z, tol, max_steps)
-        f, kkt, gap = certificate(xp, p, z, balance(xp, p, z))
+        f, kkt, gap = _proof(xp, p, z)
     certified = _certified(xp, c, kkt, gap, tol)
     w = z * p.scale
     if limits.total is None:
         w = clip(xp, w, limits)
     else:
         everywhere = certified if isinstance(certified, bool) else xp.all(certified)
-        repair, force = functools.partial(_repaired, xp, limits), functools.partial(_forced, xp, limits, p, certified)
+        force = functools.partial(_forced, xp, limits, p, certified)
+        repair = functools.partial(_repaired, xp, limits) if limits.member is None else force
         w, f, kkt, gap = _loops.cond(everywhere, repair, force, w, f, kkt, gap)
     ok = 0 if isinstance(run, bool) else xp.zeros_like(steps)
     status = pick(xp, certified, ok, ok + int(Status.MAX_STEPS))
@@ -229,7 +245,14 @@ def _forced(xp: Any, limits: Limits, p: Problem, certified: Any, w: Any, *proof:
     """Return the point of the set nearest to w (..., n), which may be far from it, with a certificate of its own."""
     w = project_scaled(xp, w, limits, xp.ones_like(w))
     z = w / p.scale
-    return w, *keep(xp, certified, proof, certificate(xp, p, z, balance(xp, p, z)))
+    return w, *keep(xp, certified, proof, _proof(xp, p, z))
+
+
+def _proof(xp: Any, p: Problem, z: Any) -> tuple[Any, Any, Any]:
+    """Return the objective, the natural residual and the relative duality gap of z (..., n)."""
+    if p.limits.member is not None:
+        return shares.certificate(xp, p, z)
+    return certificate(xp, p, z, balance(xp, p, z))
 
 
 def _solve(
@@ -278,7 +301,7 @@ def _solve(
 
 def _first(xp: Any, p: Problem, run: Any, steps: Any, start: Any) -> Guess:
     """Return the first guess: a few gradient steps from the weights given, from equal ones, or from none."""
-    lower, upper, total = p.limits
+    lower, upper, total = p.limits[:3]
     if start is not None:
         z = clip(xp, xp.where(xp.isfinite(start), start, 0.0) / p.scale, p.limits)
     elif total is None:
@@ -298,7 +321,7 @@ def _first(xp: Any, p: Problem, run: Any, steps: Any, start: Any) -> Guess:
 def _checked(
     gram: Any, linear: Any, constraint: Any, ridge: Any, tol: Any, max_steps: Any, start: Any
 ) -> tuple[Any, Any, Any, Limits, Any, Any, Any]:
-    fields = tuple(constraint) if isinstance(constraint, tuple) else ()
+    fields = _array.leaves(constraint) if isinstance(constraint, tuple) else ()
     xp = _array.namespace(gram, linear, start, ridge, tol, *fields, what="solve_qp")
     for name, x in (("gram", gram), ("linear", linear), ("start", start)):
         if x is not None and not _array.is_floating(xp, x):
