@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from . import _array, quotas
+from . import _array, _loops, quotas
 
 __all__ = ["Box", "CappedSimplex", "Constraint", "NonNegative", "Simplex", "SourceShares", "feasible", "project"]
 
@@ -285,19 +285,21 @@ def project_scaled(xp: Any, v: Any, limits: Limits, normal: Any) -> Any:
         return clip(xp, v, limits)
     if limits.member is not None:
         return project_scaled(xp, v, _ranges(xp, v, limits, normal), normal)
-    z = _cut(xp, v, limits, normal)
-    return _cut(xp, z, limits, normal)  # once more from nearby: the sum is then exact to rounding, however far v was
+    # once more from nearby: the sum is then exact to rounding, however far v was
+    return _loops.fori_loop(2, lambda _, z: _cut(xp, z, limits, normal), v)
 
 
 def _ranges(xp: Any, v: Any, limits: Limits, normal: Any) -> Limits:
     """Return bounds (..., n) on each weight: the nearest points to v at which each source has its least or most."""
-    member = limits.member  # (..., m + 1, n)
-    each, normals = (xp.broadcast_to(x[..., None, :], member.shape) for x in (v, normal))
-    zero = xp.zeros_like(member)
-    own = xp.where(member > 0, xp.inf, zero)
-    least, most = (
-        xp.sum(project_scaled(xp, each, Limits(zero, own, sums), normals), axis=-2) for sums in (limits.low, limits.high)
-    )
+    member = limits.member[..., None, :, :]  # (..., 1, m + 1, n)
+    sums = xp.stack([limits.low, limits.high], axis=-2)  # (..., 2, m + 1)
+    each, normals = (
+        xp.broadcast_to(x[..., None, None, :], (*sums.shape, x.shape[-1])) for x in (v, normal)
+    )  # (..., 2, m + 1, n)
+    zero = xp.zeros_like(each)
+    ends = project_scaled(xp, each, Limits(zero, xp.where(member > 0, xp.inf, zero), sums), normals)
+    ends = xp.sum(ends, axis=-2)  # (..., 2, n)
+    least, most = ends[..., 0, :], ends[..., 1, :]
     return Limits(least, xp.maximum(least, most), limits.total)
 
 

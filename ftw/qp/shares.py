@@ -68,34 +68,37 @@ def solve(xp: Any, p: Problem, run: Any, steps: Any, start: Any, tol: Any, max_s
     s = _sources(xp, p)
     bits = xp.finfo(p.q.dtype).bits
 
-    def proved(z: Any) -> tuple[Any, ...]:
+    def better(where: Any, best: tuple[Any, ...], z: Any) -> tuple[Any, ...]:
         z = project_scaled(xp, z, p.limits, p.normal)
-        return z, *certificate(xp, p, z)
+        new = (z, *certificate(xp, p, z))
+        return keep(xp, where & (new[2] + new[3] < best[2] + best[3]), new, best)
 
-    def better(where: Any, old: tuple[Any, ...], new: tuple[Any, ...]) -> tuple[Any, ...]:
-        return keep(xp, where & (new[2] + new[3] < old[2] + old[3]), new, old)
+    def round_(state: tuple[Any, ...]) -> tuple[Any, ...]:
+        guess, best, fresh = state
+        guess = _search(xp, p, s, guess, max_steps)
+        best = better(run, best, guess.z)
+        good = (best[2] <= tol) & (best[3] <= _array.pick(xp, tol > slack, tol, slack))
+        left = fresh & ~good & (guess.steps < max_steps)
+        guess, best = _loops.cond(xp.any(left), cross, stay, guess, best, left)
+        return guess, best, fresh & False
 
-    def cross(best: tuple[Any, ...], steps: Any, left: Any) -> tuple[Any, ...]:
-        path = _interior(xp, p, s, steps, left, max_steps, 1e-14 if bits == 64 else 1e-7)
-        best = better(left, best, proved(path.z))
+    def cross(guess: Guess, best: tuple[Any, ...], left: Any) -> tuple[Any, ...]:
+        path = _interior(xp, p, s, guess.steps, left, max_steps, 1e-14 if bits == 64 else 1e-7)
         free, held = _rounded(xp, s, path)
         again = left & (path.steps < max_steps)
-        guess = _search(xp, p, s, _begin(xp, p, path.z, free, held, path.steps, again), max_steps)
-        return better(left, best, proved(guess.z)), guess.steps
+        return _begin(xp, p, path.z, free, held, path.steps, again), better(left, best, path.z)
 
-    def stay(best: tuple[Any, ...], steps: Any, left: Any) -> tuple[Any, ...]:
-        return best, steps
+    def stay(guess: Guess, best: tuple[Any, ...], left: Any) -> tuple[Any, ...]:
+        return guess, best
 
+    slack = 1e4 * float(xp.finfo(p.q.dtype).eps)
     z = _first(xp, p, start)
     free, held = _support(xp, p, s, z)
-    guess = _search(xp, p, s, _begin(xp, p, z, free, held, steps, run), max_steps)
-    best = proved(guess.z)
-    slack = 1e4 * float(xp.finfo(p.q.dtype).eps)
-    good = (best[2] <= tol) & (best[3] <= _array.pick(xp, tol > slack, tol, slack))
-    left = run & ~good & (guess.steps < max_steps)
-    best, steps = _loops.cond(xp.any(left), cross, stay, best, guess.steps, left)
+    far = xp.full_like(p.q[..., 0], xp.inf)
+    state = (_begin(xp, p, z, free, held, steps, run), (z, far, far, far), run)
+    guess, best, _ = _loops.while_loop(lambda state: xp.any(state[0].going), round_, state)
     z, *proof = best
-    return z, _array.read(steps), tuple(map(_array.read, proof))
+    return z, _array.read(guess.steps), tuple(map(_array.read, proof))
 
 
 def certificate(xp: Any, p: Problem, z: Any) -> tuple[Any, Any, Any]:
@@ -151,20 +154,13 @@ def _sums(xp: Any, s: Sources, z: Any) -> Any:
 
 
 def _first(xp: Any, p: Problem, start: Any) -> Any:
-    """Return a point to guess from: the weights given or equal ones, after a few projected gradient steps."""
+    """Return a point to guess from: the weights given, or equal ones."""
     if start is None:
         z = p.limits.total * xp.ones_like(p.q[..., 0])
         z = z[..., None] / (p.q.shape[-1] * p.normal)  # (..., n)
     else:
         z = xp.where(xp.isfinite(start), start, 0.0) / p.scale
-    z = project_scaled(xp, z, p.limits, p.normal)
-    for _ in range(2):
-        slope = product(xp, p.M, z) - p.q
-        move = project_scaled(xp, z - slope, p.limits, p.normal) - z
-        bend = dot(xp, move, product(xp, p.M, move))
-        length = xp.clip(-dot(xp, slope, move) / nonzero(xp, bend), 0.0, 1.0)
-        z = z + xp.where(bend > 0, length, 1.0)[..., None] * move
-    return z
+    return project_scaled(xp, z, p.limits, p.normal)
 
 
 def _support(xp: Any, p: Problem, s: Sources, z: Any) -> tuple[Any, Any]:
@@ -289,7 +285,7 @@ def _equality(xp: Any, A: Any, right: Any, C: Any, h: Any, active: Any, soft: An
     both = active[..., :, None] & active[..., None, :]
     S = xp.where(both, (S + unit * soft[..., None]) / root[..., :, None] / root[..., None, :], 0.0)
     shift = 4 * h.shape[-1] * float(xp.finfo(h.dtype).eps)
-    S = S + unit * xp.where(active, shift, 1.0)[..., None]
+    S = S + unit * xp.where(active, shift, xp.ones_like(h))[..., None]
     y = xp.zeros_like(h)
     for again in range(2):  # both parts of x may be far larger than their sum: what that loses is solved for again
         missing = xp.where(active, (h - dot_rows(xp, C, x) - soft * y) / root, 0.0)

@@ -196,8 +196,8 @@ def _solution(
         w = clip(xp, w, limits)
     else:
         everywhere = certified if isinstance(certified, bool) else xp.all(certified)
-        force = functools.partial(_forced, xp, limits, p, certified)
-        repair = functools.partial(_repaired, xp, limits) if limits.member is None else force
+        repair = functools.partial(_repaired, xp, limits)
+        force = functools.partial(_forced, xp, limits, p, certified) if limits.member is None else repair
         w, f, kkt, gap = _loops.cond(everywhere, repair, force, w, f, kkt, gap)
     ok = 0 if isinstance(run, bool) else xp.zeros_like(steps)
     status = pick(xp, certified, ok, ok + int(Status.MAX_STEPS))
