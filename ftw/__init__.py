@@ -13,6 +13,7 @@ from .inner_products import cross_gram, gram, scores
 from .optimizers import LinearUpdate
 from .qp import QPSolution, solve_qp
 from .quotas import Quota
+from .reasons import Reason, Reasons
 from .selection import Selection, filter_then_weight
 from .status import Status
 
@@ -33,6 +34,8 @@ __all__ = [
     "Polar",
     "QPSolution",
     "Quota",
+    "Reason",
+    "Reasons",
     "Rotated",
     "Rows",
     "Scale",

@@ -9,23 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from . import _array, _loops, _units, filters
+from . import _array, _loops, _units, filters, quotas
 from . import guard as guard_
 from ._array import Array
-from .constraints import (
-    Box,
-    CappedSimplex,
-    Constraint,
-    NonNegative,
-    Simplex,
-    as_limits,
-    feasible,
-    finite,
-    project_scaled,
-)
-from .filters import Filter
+from ._options import NO_GRAM, check_options
+from .constraints import Constraint, Simplex, SourceShares, share_bounds
+from .filters import Filter, Filtered
 from .qp import solve_qp
+from .quotas import Places, Quota
+from .reasons import Chosen, reasons
 from .status import Status
+from .weighing import at, weigh
 
 __all__ = ["Products", "Selection", "check_options", "choose", "strata"]
 
@@ -59,6 +53,10 @@ class Selection(NamedTuple):
         Losses of all candidates, where an adapter computed them.
     target_loss : array () or None
         Mean loss of the target samples, likewise.
+    relaxed : int32 array () or None
+        With a quota or bounds on sources: how many sources the choice does not give what their bounds ask for.
+    reasons : Reasons or None
+        Why each candidate was picked or refused, where ``explain`` asks for it.
     """
 
     indices: Any
@@ -73,6 +71,8 @@ class Selection(NamedTuple):
     signal: Any
     losses: Any = None
     target_loss: Any = None
+    relaxed: Any = None
+    reasons: Any = None
 
 
 class Linear(NamedTuple):
@@ -81,10 +81,6 @@ class Linear(NamedTuple):
     values: Any  # (s,) b' of the shortlist
     shrinkage: Any  # ()
     signal: Any  # ()
-
-
-_NO_GRAM: dict[str, Callable[[Any, int], filters.Filtered]] = {"top_k": filters.top_k}
-_WITH_GRAM = ("matching", "greedy_utility")
 
 
 class Products(NamedTuple):
@@ -126,6 +122,9 @@ def choose(
     solver: Callable[..., Any] | None = None,
     targets: int = 0,
     guard: float = 0.3,
+    quota: Quota | None = None,
+    fill: str = "raise",
+    explain: bool = False,
 ) -> Selection:
     """Choose and weigh by inner products alone: `filter_then_weight` without gradients.
 
@@ -135,53 +134,62 @@ def choose(
         ``<g_i, P g_T>``.
     products : Products
         The other inner products; arrays of the namespace, dtype and device of the scores.
-    keep, filter, weight, constraint, ridge, shortlist, solver, guard
+    keep, filter, weight, constraint, ridge, shortlist, solver, guard, quota, fill, explain
         As in `filter_then_weight`.
     targets : int
         Number m of target samples behind ``products.samples``.
     """
-    xp, n = _array.namespace(scores, what="choose"), scores.shape[0]
-    go_on = check_options(n, keep, filter, weight, constraint, ridge, shortlist, guard)
+    bounds = quota, constraint if isinstance(constraint, SourceShares) else None
+    xp, n = _array.namespace(scores, *_array.leaves(bounds), what="choose"), scores.shape[0]
+    go_on = check_options(n, keep, filter, weight, constraint, ridge, shortlist, guard, quota, fill)
     solver = solver or solve_qp
     order = _array.argsort_descending(xp, scores)  # (n,)
+    wanted = _places(xp, scores, keep, quota, bounds[1])
+    within = passed_over = None
+    if wanted is not None:
+        within = quotas.attainable(xp, wanted)
+        order, _, passed_over = quotas.front(xp, quotas.scaled(within, keep, go_on), order, go_on)
     short = xp.sort(order[:go_on])  # (s,): in the order of the candidates, so that ties go by index
     b = xp.take(scores, short)  # (s,)
     asked = short if go_on < n else None
     every = None
-    if filter not in _NO_GRAM:
+    if filter not in NO_GRAM:
         every = products.gram(asked)  # (s, s)
     linear = _guarded(xp, b, order, asked, every, products, targets, guard)
 
     safe = _finite(xp, linear.values)
-    K = refit = sound = None
     intact = xp.all(xp.isfinite(scores)) & xp.all(xp.isfinite(linear.values)) & ~xp.isnan(linear.signal)
     intact = intact & xp.isfinite(products.target)  # a NaN where no candidate looks
-    if every is None:
-        filtered = _NO_GRAM[str(filter)](safe, keep)
-        if weight == "qp":
-            K = products.gram(xp.take(short, filtered.indices))  # (k, k)
-            intact = intact & xp.all(xp.isfinite(K))
-            K = _finite(xp, K)
-    else:
+    sound = xp.isfinite(b)  # (s,)
+    if every is not None:
+        sound = xp.isfinite(xp.linalg.diagonal(every))
         intact = intact & xp.all(xp.isfinite(every))
         every = _finite(xp, every)
-        filtered, refit = _run_filter(xp, filter, safe, every, keep, ridge, solver)
-        if callable(filter):
-            sound = _are_picks(xp, filtered.indices, short.shape[0])
-            first = xp.arange(keep, dtype=filtered.indices.dtype, device=_array.device(b))
-            filtered = filtered._replace(indices=xp.where(sound, filtered.indices, first))
-        K = xp.take(xp.take(every, filtered.indices, axis=0), filtered.indices, axis=1)  # (k, k)
+    picked = _run_filter(
+        xp, filter, safe, every, keep, ridge, solver, None if within is None else quotas.some(xp, within, short)
+    )
+    filtered, K = picked.filtered, None
     indices = xp.take(short, filtered.indices)  # (k,)
+    if every is not None:
+        K = xp.take(xp.take(every, filtered.indices, axis=0), filtered.indices, axis=1)  # (k, k)
+    elif weight == "qp":
+        K = products.gram(indices)  # (k, k)
+        intact = intact & xp.all(xp.isfinite(K))
+        K = _finite(xp, K)
     intact = intact & ~_vanishes(xp, products.target)
     if K is not None:
         intact = intact & ~_vanishes(xp, xp.max(xp.linalg.diagonal(K)))
 
     passed = xp.arange(keep, device=_array.device(b)) < filtered.count  # (k,)
     c = xp.take(safe, filtered.indices)  # (k,)
-    constraint = _at(xp, constraint, indices)
-    weights, status = _weigh(xp, K, c, passed, weight, constraint, ridge, solver, refit)
-    if sound is not None:
-        status = xp.where(sound, status, xp.full_like(status, int(Status.INFEASIBLE)))
+    constraint = at(xp, constraint, indices)
+    weighed = weigh(xp, K, c, passed, weight, constraint, ridge, solver, picked.refit, relax=fill == "relax")
+    weights, status = weighed.weights, weighed.status
+    obeyed = picked.distinct
+    if wanted is not None and fill == "raise":
+        obeyed = obeyed & quotas.fills(xp, wanted, keep)
+    if obeyed is not True:
+        status = xp.where(obeyed, status, xp.full_like(status, int(Status.INFEASIBLE)))
     status = xp.where(intact, status, xp.full_like(status, int(Status.NOT_FINITE)))
     unusable = (status == int(Status.NOT_FINITE)) | (status == int(Status.INFEASIBLE)) | (status == int(Status.NOT_PSD))
     weights = xp.where(unusable, xp.full_like(weights, xp.nan), weights)
@@ -193,6 +201,11 @@ def choose(
     lengths = [xp.sqrt(xp.where(usable, x, 1.0)) for x in (length, square)]  # two roots: the product could overflow
     match = xp.where(usable, gained, 0.0) / lengths[0] / lengths[1]
     match = xp.where(match > 1, xp.ones_like(match), xp.where(match < -1, -xp.ones_like(match), match))  # of rounding
+    why = None
+    if explain:
+        fitted = None if weighed.fitted is None else xp.where(unusable, xp.nan, weighed.fitted)
+        seen = Chosen(short, filtered.indices, passed, safe, every, K, fitted, sound, picked.over, passed_over)
+        why = reasons(xp, scores, seen)
     return Selection(
         indices=indices,
         weights=weights,
@@ -204,7 +217,41 @@ def choose(
         count=filtered.count,
         status=status,
         signal=linear.signal,
+        relaxed=_relaxed(xp, wanted, indices, weighed.relaxed),
+        reasons=why,
     )
+
+
+def _places(xp: Any, scores: Any, keep: int, quota: Quota | None, shares: SourceShares | None) -> Places | None:
+    """Return how many places each source has among the kept, None for any.
+
+    Bounds on weights ask for places too, so that the kept samples can obey them. A quota over the same array of
+    sources joins them; over other sources the quota alone decides.
+    """
+    what = "filter_then_weight"
+    wanted = None if quota is None else quotas.places(xp, quota, scores.shape[0], keep, what=what)
+    if shares is None or not (quota is None or quota.sources is shares.sources):
+        return wanted
+    m = quotas.length("lower", "upper", shares.lower, shares.upper, what="SourceShares")
+    sources, known = quotas.numbered(xp, shares.sources, m, what=f"{what}: SourceShares.sources")
+    zero = xp.zeros_like(scores[:1])
+    low = xp.concat([share_bounds(xp, "SourceShares.lower", shares.lower, 0.0, m, scores), zero])  # (m + 1,)
+    high = xp.concat([share_bounds(xp, "SourceShares.upper", shares.upper, float("inf"), m, scores), zero + xp.inf])
+    total = _array.scalar_like(shares.total, scores) * xp.ones_like(zero[0])
+    floors = quotas.served(xp, sources, low, high, total, _finite(xp, scores), keep)  # (m + 1,)
+    if wanted is None:
+        return Places(sources, floors, xp.zeros_like(floors) + keep, known)
+    if wanted.floors.shape != floors.shape:
+        raise ValueError(f"{what}: the quota has {wanted.floors.shape[0] - 1} sources, the constraint on the same {m}")
+    return wanted._replace(floors=xp.maximum(wanted.floors, floors))
+
+
+def _relaxed(xp: Any, wanted: Places | None, indices: Any, shares: Any) -> Any:
+    """Return how many sources do not get what their bounds ask for, () int32; None where there are none."""
+    if wanted is None:
+        return shares
+    missed = xp.astype(xp.count_nonzero(quotas.unmet(xp, wanted, indices)), xp.int32)
+    return missed if shares is None else xp.maximum(missed, shares)
 
 
 def strata(n: int, go_on: int) -> tuple[list[int], list[float]]:
@@ -220,132 +267,63 @@ def strata(n: int, go_on: int) -> tuple[list[int], list[float]]:
     return [*range(go_on), *places], [1 / n] * go_on + [rest / q / n] * q
 
 
-def _run_filter(
-    xp: Any, filter: str | Filter, b: Any, K: Any, keep: int, ridge: Any, solver: Any
-) -> tuple[filters.Filtered, tuple[Any, Any] | None]:
-    """Return what the filter kept, and their non-negative weights (k,) and status () if it has them already."""
-    if filter == "matching":
-        picks, refit = filters.pursue(xp, b, K, keep, ridge, solver)
-        return filters.Filtered(picks, filters.full(xp, keep, _array.device(b))), refit
-    if filter == "greedy_utility":
-        return filters.greedy_utility(b, K, keep), None
-    assert callable(filter)
-    filtered = filter(b, K, keep)
-    got = type(filtered).__name__
-    if isinstance(filtered, filters.Filtered):
-        got += f"(indices {tuple(filtered.indices.shape)} {filtered.indices.dtype})"
-        if tuple(filtered.indices.shape) == (keep,) and "int" in str(filtered.indices.dtype):
-            return filtered._replace(indices=_array.integers(filtered.indices)), None
-    raise ValueError(
-        f"filter_then_weight: the filter must return Filtered(indices ({keep},) of integers, count); got {got}"
-    )
-
-
 def _vanishes(xp: Any, square: Any) -> Any:
     """Tell whether a squared length is so small that the products it adds up have lost their digits."""
     return (square > 0) & (square < _units.smallest_square(xp, square.dtype))
 
 
-def _are_picks(xp: Any, indices: Any, s: int) -> Any:
-    """Tell whether a filter's indices (k,) are distinct places in the shortlist of s."""
-    x = xp.sort(indices)
-    return xp.all(x[1:] > x[:-1]) & (x[0] >= 0) & (x[-1] < s)
+class _Picked(NamedTuple):
+    """What the filter kept of the shortlist."""
+
+    filtered: Filtered
+    refit: tuple[Any, Any] | None = None  # non-negative weights (k,) and status () if the filter has them
+    over: Any = None  # (s,) booleans: refused by the quota alone
+    distinct: Any = True  # (): the picks are distinct places in the shortlist
 
 
-def _weigh(
-    xp: Any, K: Any, c: Any, passed: Any, weight: str, constraint: Constraint, ridge: Any, solver: Any, refit: Any
-) -> tuple[Any, Any]:
-    """Return weights (k,) and status for the kept samples; those that did not pass get zero."""
-    ones = xp.astype(passed, c.dtype)  # (k,)
-    count = xp.sum(ones)
-    divisor = xp.where(count > 0, count, 1.0)
-    total = _array.scalar_like(getattr(constraint, "total", 1.0), c) * xp.ones_like(count)  # ()
-    limits = as_limits(xp, _only(xp, constraint, passed, c), c)
-    uniform = total * ones / divisor  # (k,)
-    possible = feasible(xp, limits) | (count == 0)  # nothing passed: no weights, whatever the total
-    if isinstance(constraint, (CappedSimplex, Box)):
-        uniform = xp.where(possible, project_scaled(xp, uniform, limits, xp.ones_like(c)), uniform)
-        uniform = xp.where(passed, uniform, 0.0)
-    useful = xp.any(passed & (c > 0))
-    if weight == "uniform":
-        weights, status = uniform, xp.zeros_like(xp.argmax(c), dtype=xp.int32)
-    else:
-        weights, status, useful = _solve(xp, K, c, passed, divisor, total, constraint, ridge, solver, useful, refit)
-    bad = (status == int(Status.NOT_FINITE)) | (status == int(Status.NOT_PSD))
-    status = xp.where(~bad & ~useful, int(Status.NOTHING_USEFUL), status)
-    status = xp.where(possible, status, int(Status.INFEASIBLE))
-    status = xp.where(finite(xp, limits), status, int(Status.NOT_FINITE))
-    weights = xp.where(status == int(Status.NOTHING_USEFUL), uniform, weights)
-    return weights, xp.astype(status, xp.int32)
+def _run_filter(
+    xp: Any, filter: str | Filter, b: Any, K: Any, keep: int, ridge: Any, solver: Any, p: Places | None
+) -> _Picked:
+    """Return the picks of a filter from scores b (s,) and K (s, s), under a quota if there is one."""
+    every = filters.full(xp, keep, _array.device(b))
+    if filter == "matching":
+        found = filters.pursue(xp, b, K, keep, ridge, solver, p)
+        return _Picked(Filtered(found.picks, every), (found.weights, found.status), found.over)
+    if filter == "greedy_utility":
+        picks, over = filters.pick_useful(xp, b, K, keep, p=p)
+        return _Picked(Filtered(picks, every), over=over)
+    if filter == "top_k":
+        order, over = _array.argsort_descending(xp, b), None
+        if p is not None:
+            order, _, over = quotas.front(xp, p, order, keep)
+        return _Picked(Filtered(order[:keep], every), over=over)
+    assert callable(filter)
+    return _run_callable(xp, filter, b, K, keep, p)
 
 
-def _solve(
-    xp: Any,
-    K: Any,
-    c: Any,
-    passed: Any,
-    divisor: Any,
-    total: Any,
-    constraint: Constraint,
-    ridge: Any,
-    solver: Any,
-    useful: Any,
-    refit: Any,
-) -> tuple[Any, Any, Any]:
-    """Return the QP's weights (k,), its status, and whether any weight came out positive where that is asked for.
-
-    ``refit`` are weights (k,) and status of the non-negative solution, or None.
-    """
-    diagonal = xp.where(passed, xp.linalg.diagonal(K), 0.0)  # (k,)
-    mean = xp.sum(diagonal) / divisor
-    mean = xp.where(mean < 0, 0.0, mean)  # of an indefinite K: the solver is to say so
-    both = passed[:, None] & passed[None, :]  # (k, k)
-    K = xp.where(both, K, mean * xp.eye(c.shape[0], dtype=c.dtype, device=_array.device(c)))  # (k, k)
-    c = xp.where(passed, c, 0.0)
-    ridge = _array.scalar_like(ridge, c) * mean
-    if isinstance(constraint, Box):
-        solution = solver(K, c, _only(xp, constraint, passed, c), ridge=ridge)
-        return solution.weights, solution.status, useful
-    if refit is None:
-        solution = solver(K, c, NonNegative(), ridge=ridge)
-        refit = solution.weights, solution.status
-    weights, status = refit
-    if isinstance(constraint, NonNegative):
-        return weights, status, useful
-    amount = xp.sum(weights)  # the non-negative solution sets the target's length
-    scale = total / xp.where(amount > 0, amount, 1.0)
-    weights = weights * scale
-    if isinstance(constraint, CappedSimplex):
-        solution = solver(K, c * scale, _only(xp, constraint, passed, c), ridge=ridge, start=weights)
-        weights = solution.weights
-        status = xp.where(status == int(Status.OK), solution.status, status)
-    return weights, status, useful & (amount > 0)
-
-
-def _at(xp: Any, constraint: Constraint, indices: Any) -> Constraint:
-    """Return the set of the picked candidates, from bounds that are numbers or one a candidate (n,)."""
-
-    def pick(bound: Any) -> Any:
-        return xp.take(bound, indices) if getattr(bound, "ndim", 0) else bound
-
-    if isinstance(constraint, CappedSimplex):
-        return CappedSimplex(pick(constraint.cap), constraint.total)
-    if isinstance(constraint, Box):
-        return Box(pick(constraint.lower), pick(constraint.upper))
-    return constraint
-
-
-def _only(xp: Any, constraint: Constraint, passed: Any, like: Any) -> Constraint:
-    """Return the set in which samples that did not pass have weight zero."""
-
-    def masked(bound: Any) -> Any:
-        return xp.where(passed, xp.zeros_like(like) + _array.scalar_like(bound, like), 0.0)  # (k,)
-
-    if isinstance(constraint, CappedSimplex):
-        return CappedSimplex(masked(constraint.cap), constraint.total)
-    if isinstance(constraint, Box):
-        return Box(masked(constraint.lower), masked(constraint.upper))
-    return constraint
+def _run_callable(xp: Any, filter: Filter, b: Any, K: Any, keep: int, p: Places | None) -> _Picked:
+    """Return the picks of a filter of the user's own; under a quota its picks come first, then the others by score."""
+    filtered = filter(b, K, keep)
+    got = type(filtered).__name__
+    fits = False
+    if isinstance(filtered, Filtered):
+        got += f"(indices {tuple(filtered.indices.shape)} {filtered.indices.dtype})"
+        fits = tuple(filtered.indices.shape) == (keep,) and "int" in str(filtered.indices.dtype)
+    if not fits:
+        raise ValueError(
+            f"filter_then_weight: the filter must return Filtered(indices ({keep},) of integers, count); got {got}"
+        )
+    filtered = filtered._replace(indices=_array.integers(filtered.indices))
+    x, place = xp.sort(filtered.indices), _array.device(b)
+    distinct = xp.all(x[1:] > x[:-1]) & (x[0] >= 0) & (x[-1] < b.shape[0])
+    first = xp.arange(keep, dtype=filtered.indices.dtype, device=place)
+    filtered = filtered._replace(indices=xp.where(distinct, filtered.indices, first))
+    if p is None:
+        return _Picked(filtered, distinct=distinct)
+    order = quotas.preferred(xp, b, filtered.indices)  # (s,)
+    passed = (xp.arange(b.shape[0], device=place) < filtered.count) | (filtered.count >= keep)  # (s,)
+    order, count, over = quotas.front(xp, p, order, keep, passed)
+    return _Picked(Filtered(order[:keep], count), over=over, distinct=distinct)
 
 
 def _guarded(xp: Any, b: Any, order: Any, short: Any, K: Any, products: Products, targets: int, cap: float) -> Linear:
@@ -382,50 +360,3 @@ def _effective_size(xp: Any, weights: Any) -> Any:
 
 def _finite(xp: Any, x: Any) -> Any:
     return xp.where(xp.isfinite(x), x, 0.0)
-
-
-def check_options(
-    n: int,
-    keep: Any,
-    filter: Any,
-    weight: Any,
-    constraint: Any,
-    ridge: Any,
-    shortlist: Any,
-    cap: Any,
-) -> int:
-    """Return the length of the shortlist, or raise what is wrong with the options."""
-    what = "filter_then_weight"
-    if not isinstance(keep, int) or isinstance(keep, bool):
-        raise TypeError(f"{what}: keep must be an int, got {type(keep).__name__}")
-    if not 1 <= keep <= n:
-        raise ValueError(f"{what}: keep={keep} must lie in 1 .. {n}, the number of candidates")
-    if not callable(filter) and filter not in (*_NO_GRAM, *_WITH_GRAM):
-        names = ", ".join((*_WITH_GRAM, *_NO_GRAM))
-        raise ValueError(
-            f"{what}: filter={filter!r} is not one of {names}; threshold and boltzmann have options of their own: pass "
-            "a callable (scores, gram, k) -> Filtered"
-        )
-    if weight not in ("qp", "uniform"):
-        raise ValueError(f"{what}: weight={weight!r} must be 'qp' or 'uniform'")
-    if not isinstance(constraint, (NonNegative, Simplex, CappedSimplex, Box)):
-        raise TypeError(
-            f"{what}: constraint is a {type(constraint).__name__}; expected NonNegative, Simplex, CappedSimplex or Box"
-        )
-    for name in ("cap", "lower", "upper"):
-        shape = tuple(getattr(getattr(constraint, name, None), "shape", ()))
-        if shape not in ((), (n,)):
-            raise ValueError(f"{what}: {name} {shape} must be a number or ({n},), one a candidate")
-    if isinstance(ridge, (int, float)) and not 0 <= ridge < float("inf"):
-        raise ValueError(f"{what}: ridge={ridge} must be finite and not negative")
-    if not isinstance(cap, (int, float)) or not 0 <= cap <= 1:
-        raise ValueError(f"{what}: guard={cap} must be a number in [0, 1]")
-    if shortlist is None:
-        return n
-    if isinstance(shortlist, float):
-        if not 0 < shortlist <= 1:
-            raise ValueError(f"{what}: shortlist={shortlist} as a fraction must lie in (0, 1]")
-        shortlist = -int(-n * shortlist // 1)
-    if not isinstance(shortlist, int) or isinstance(shortlist, bool) or shortlist < 1:
-        raise ValueError(f"{what}: shortlist={shortlist!r} must be a count >= 1, a fraction in (0, 1], or None")
-    return min(n, max(keep, shortlist))

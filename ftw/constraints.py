@@ -133,9 +133,7 @@ def project(constraint: Constraint, v: Any, *, metric: Any = None) -> Any:
     limits = as_limits(xp, constraint, v)
     normal = xp.ones_like(v) if metric is None else 1 / xp.sqrt(xp.astype(metric, v.dtype))  # (..., n)
     # in z = sqrt(metric) w the metric is the identity, and the sum becomes sum_i normal_i z_i
-    scaled = limits._replace(
-        lower=limits.lower / normal, upper=None if limits.upper is None else limits.upper / normal
-    )
+    scaled = limits._replace(lower=limits.lower / normal, upper=None if limits.upper is None else limits.upper / normal)
     good = feasible(xp, limits) & xp.all(xp.isfinite(v), axis=-1)
     v = xp.where(good[..., None], v, 0.0)
     w = clip(xp, project_scaled(xp, v / normal, narrowed(xp, scaled), normal) * normal, limits)

@@ -2,7 +2,8 @@
 
 Every filter returns ``Filtered(indices, count)``: exactly k distinct indices, best first, ties by index; the first
 ``count`` of them passed. None depends on the scale of the gradients of the candidates or of the target. Every filter
-takes a `Quota` of the candidates' sources and obeys it; where no choice does, it returns the nearest one with a count of 0.
+takes a `Quota` of the candidates' sources and obeys it; where no choice does, it returns the nearest one, with a count
+of 0.
 """
 
 from __future__ import annotations
@@ -283,9 +284,7 @@ def pick_useful(
 
 
 @_array.quiet
-def boltzmann(
-    scores: Array, k: int, *, temperature: float, uniforms: Array, quota: Quota | None = None
-) -> Filtered:
+def boltzmann(scores: Array, k: int, *, temperature: float, uniforms: Array, quota: Quota | None = None) -> Filtered:
     """Return k candidates drawn without replacement with probability ``~ exp(b_i / (temperature * std(b)))``.
 
     Parameters

@@ -108,7 +108,7 @@ def length(first: str, second: str, lower: Any, upper: Any, *, what: str) -> int
         if bound is None:
             continue
         shape = tuple(bound.shape) if hasattr(bound, "shape") else None
-        if shape is None and not isinstance(bound, (tuple, list)) or shape == ():
+        if (shape is None and not isinstance(bound, (tuple, list))) or shape == ():
             raise TypeError(f"{what}.{name} must hold one bound a source, got {type(bound).__name__}")
         sizes.append(shape[-1] if shape else len(bound))
     if not sizes:
@@ -232,7 +232,7 @@ def front(xp: Any, p: Places, order: Any, k: int, passed: Any = None) -> tuple[A
 
 def preferred(xp: Any, scores: Any, picks: Any) -> Any:
     """Return all candidates (n,) with the picks (k,) of a filter in front, as picked, and the others by score."""
-    n, k = scores.shape[0], picks.shape[0]
+    k = picks.shape[0]
     by_score = _array.argsort_descending(xp, scores)  # (n,)
     hit = by_score[:, None] == xp.astype(picks, by_score.dtype)[None, :]  # (n, k)
     place = xp.where(xp.any(hit, axis=1), xp.argmax(xp.astype(hit, xp.int32), axis=1), k)  # (n,)
@@ -260,3 +260,36 @@ def _rank(xp: Any, sources: Any) -> Any:
 
 def _inverse(xp: Any, order: Any) -> Any:
     return xp.argsort(order, stable=True)
+
+
+def served(xp: Any, sources: Any, low: Any, high: Any, total: Any, scores: Any, k: int) -> Any:
+    """Return the floors (m + 1,) that leave bounds on each source's sum of weights a point.
+
+    A source with a positive lower bound keeps one place. So do those of the best scores, until the upper bounds of all
+    that keep one reach the total; if that takes more than k places, those of the largest upper bounds do instead.
+
+    Parameters
+    ----------
+    sources : integer array (n,)
+        0 .. m, m for no source.
+    low, high : array (m + 1,)
+    total : array ()
+    scores : array (n,)
+    k : int
+    """
+    m = low.shape[0]
+    members = sources[None, :] == xp.arange(m, dtype=sources.dtype, device=_array.device(scores))[:, None]  # (m + 1, n)
+    best = xp.max(xp.where(members, scores[None, :], -xp.inf), axis=1)  # (m + 1,)
+    high = xp.where(xp.any(members, axis=1), xp.minimum(high, total * xp.ones_like(high)), 0.0)
+    must = low > 0
+
+    def first(value: Any) -> Any:
+        order = _array.argsort_descending(xp, value)
+        order = xp.take(order, xp.argsort(xp.where(xp.take(must, order), 0, 1), stable=True))
+        reach = xp.take(high, order)  # (m + 1,)
+        short = xp.cumulative_sum(reach) - reach < total * (1 - _EDGE)
+        return must | xp.take(short & (reach > 0), _inverse(xp, order))
+
+    by_score, by_bound = first(best), first(high)
+    floors = xp.where(xp.count_nonzero(by_score) <= k, by_score, by_bound)
+    return xp.astype(floors, xp.int32)

@@ -26,6 +26,7 @@ from .geometry import Operator
 from .gradients import Record, combine, take
 from .inner_products import gram, squared_norms
 from .inner_products import scores as all_scores
+from .quotas import Quota
 from .status import Status
 
 __all__ = ["Selection", "filter_then_weight"]
@@ -48,6 +49,9 @@ def filter_then_weight(
     target_samples: Mapping[str, Record] | None = None,
     guard: float = 0.3,
     scores: Array | None = None,
+    quota: Quota | None = None,
+    fill: str = "raise",
+    explain: bool = False,
 ) -> Selection:
     """Choose ``keep`` of n candidates, and weights for them, so that their update matches the target's.
 
@@ -65,9 +69,10 @@ def filter_then_weight(
         Who goes on: a name, or ``(scores, gram, k) -> Filtered`` over the shortlist, k distinct places in it.
     weight : {"qp", "uniform"}
         The QP, or equal weights; with "uniform" after "top_k" no Gram matrix is formed for the choice.
-    constraint : NonNegative, Simplex, CappedSimplex or Box
+    constraint : NonNegative, Simplex, CappedSimplex, Box or SourceShares
         Where the weights live; bounds are numbers, or arrays (n,) with one a candidate. For sets with a fixed total the
-        target is first scaled so that the non-negative solution has that total.
+        target is first scaled so that the non-negative solution has that total. The filter keeps a sample of every
+        source that bounds on shares need.
     ridge : float
         Added to the diagonal of K, as a multiple of the mean diagonal of the samples kept.
     shortlist : int, float or None
@@ -80,6 +85,15 @@ def filter_then_weight(
         Largest shrinkage of the target toward the pool's mean, in [0, 1]; 0 turns the guard off.
     scores : array (n,), optional
         `ftw.scores` of the same arguments, if they are there already (an adapter sums them up while it captures).
+    quota : Quota, optional
+        How many of the kept samples come from each source, obeyed by every filter. The shortlist keeps the same
+        proportions as far as the pool allows.
+    fill : {"raise", "relax"}
+        What happens where the bounds of the quota or of `SourceShares` contradict each other, or ask for more than this
+        pool holds: the status INFEASIBLE, or the nearest choice (floors before caps), with the sources that do not get
+        what they ask for counted in ``relaxed``.
+    explain : bool
+        Whether the selection has ``reasons``.
 
     Returns
     -------
@@ -96,7 +110,7 @@ def filter_then_weight(
     Scores cost 2 n t d_out d_in FLOPs a matrix parameter, the Gram matrix of a shortlist of s 2 (s t + s^2) d_out d_in.
     """
     xp, n = check_model(candidates, geometry, target, what="filter_then_weight")
-    go_on = check_options(n, keep, filter, weight, constraint, ridge, shortlist, guard)
+    go_on = check_options(n, keep, filter, weight, constraint, ridge, shortlist, guard, quota, fill)
     dtype = xp.result_type(*(gradients.dtype(xp, record) for record in candidates.values()))
     if target is None:
         first = _array.leaves(candidates)[0]
@@ -153,10 +167,16 @@ def filter_then_weight(
         solver=solver,
         targets=m,
         guard=guard,
+        quota=quota,
+        fill=fill,
+        explain=explain,
     )
     if not _units.is_one(unit):
         back = [_units.times(xp, _units.times(xp, x, 1 / unit), 1 / unit) for x in (b, selection.predicted_decrease)]
         selection = selection._replace(scores=back[0] if scores is None else scores, predicted_decrease=back[1])
+        if selection.reasons is not None:
+            residual = _units.times(xp, _units.times(xp, selection.reasons.residual, 1 / unit), 1 / unit)
+            selection = selection._replace(reasons=selection.reasons._replace(residual=residual))
     psd = xp.asarray(True, device=place)
     for operator in geometry.values():
         psd = psd & operator.is_psd()

@@ -15,8 +15,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from .. import _array, _loops
-from ..constraints import project_scaled
+from ftw import _array, _loops
+from ftw.constraints import project_scaled
+
 from .problem import Problem, dot, keep, largest, nonzero, product
 
 PATIENCE = 5  # exchanges without fewer wrong signs before giving up
@@ -105,8 +106,8 @@ def certificate(xp: Any, p: Problem, z: Any) -> tuple[Any, Any, Any]:
     """Return the objective, the natural residual and the relative duality gap of z in the set; (...) each.
 
     The residual is ``max |z - Proj(z - (Mz - q))|`` over the larger of ``max |z|`` and ``max |q|``. For the gap
-    ``max_v slope'(z - v)`` each source puts all of its weight on its cheapest sample, and what the lower bounds leave of
-    the total goes to the cheapest sources; it is divided as in `problem.certificate`.
+    ``max_v slope'(z - v)`` each source puts all of its weight on its cheapest sample, and what the lower bounds leave
+    of the total goes to the cheapest sources; it is divided as in `problem.certificate`.
     """
     eps = float(xp.finfo(z.dtype).eps)
     member, low, high = p.limits.member, p.limits.low, p.limits.high
@@ -127,7 +128,9 @@ def certificate(xp: Any, p: Problem, z: Any) -> tuple[Any, Any, Any]:
     given = xp.clip((total - xp.sum(low, axis=-1))[..., None] - before, 0.0, xp.inf)  # (..., m + 1)
     amount = xp.take_along_axis(low, order, axis=-1) + xp.minimum(given, span)
     sums = xp.take_along_axis(xp.sum(member * (p.normal * z)[..., None, :], axis=-1), order, axis=-1)
-    middle = dot(xp, cost, sums) / nonzero(xp, total)  # (...): both sums are the total, so that any level may be taken off
+    middle = dot(xp, cost, sums) / nonzero(
+        xp, total
+    )  # (...): both sums are the total, so that any level may be taken off
     loss = dot(xp, (prices - own) * p.normal, z) + dot(xp, cost - middle[..., None], sums - amount)
     length = xp.abs(z)
     scale = dot(xp, length, xp.abs(Mz) + xp.abs(p.q))
@@ -303,7 +306,7 @@ def dot_rows(xp: Any, A: Any, x: Any) -> Any:
 
 
 def _interior(xp: Any, p: Problem, s: Sources, steps: Any, run: Any, max_steps: int, tol: float) -> Path:
-    """Follow the central path, where ``run`` (...) says so, until complementarity and slopes are ``tol`` times their size."""
+    """Follow the central path where ``run`` (...), until complementarity and slopes are ``tol`` times their size."""
     low, high = p.limits.low, p.limits.high
     eps = float(xp.finfo(p.q.dtype).eps)
     slack = max(tol, 16 * eps)
@@ -383,14 +386,14 @@ def _interior(xp: Any, p: Problem, s: Sources, steps: Any, run: Any, max_steps: 
         near = (product_ <= tol * size) & (largest(xp, dual) <= slack * reach)
         sound = xp.isfinite(dot(xp, dz, dz) + dt + xp.sum(de, axis=-1))
         going = sound & ~near & (length > 1e-6) & (a.steps + 1 < max_steps)
-        l = length[..., None]
+        ahead = length[..., None]
         new = (
-            xp.where(alive, positive(z + l * dz), 0.0),
-            xp.where(alive, positive(y + l * dy), 0.0),
+            xp.where(alive, positive(z + ahead * dz), 0.0),
+            xp.where(alive, positive(y + ahead * dy), 0.0),
             a.t + length * dt,
-            a.e + l * xp.where(s.fixed, de, 0.0),
-            xp.where(bounded, positive(room + l[..., None] * droom), 1.0),
-            xp.where(bounded, positive(price + l[..., None] * dprice), 0.0),
+            a.e + ahead * xp.where(s.fixed, de, 0.0),
+            xp.where(bounded, positive(room + ahead[..., None] * droom), 1.0),
+            xp.where(bounded, positive(price + ahead[..., None] * dprice), 0.0),
         )
         new = keep(xp, sound, new, a[:6])
         return Path(*keep(xp, a.going, Path(*new, length, going, a.steps + 1), a))
