@@ -147,9 +147,8 @@ def matching(
     Pati, Rezaiifar & Krishnaprasad 1993 (orthogonal matching pursuit); Killamsetty et al. 2021 (GRAD-MATCH).
     """
     xp = _check(scores, k, gram, ridge=ridge, quota=quota, what="matching")
-    p = None if quota is None else quotas.places(xp, quota, scores.shape[0], k, what="matching")
-    picks = pursue(xp, scores, gram, k, ridge, solver, p).picks
-    return Filtered(picks, _count(xp, p, k, scores))
+    p, count = _obeyed(xp, scores, k, quota, what="matching")
+    return Filtered(pursue(xp, scores, gram, k, ridge, solver, p).picks, count)
 
 
 class Pursuit(NamedTuple):
@@ -224,10 +223,13 @@ def _pick(xp: Any, p: Places | None, k: int, kept: _Kept, values: Any) -> tuple[
     return _Kept(_array.put(xp, kept.each, best, 1), kept.over | beaten, counts), best
 
 
-def _count(xp: Any, p: Places | None, k: int, scores: Any) -> Any:
-    """Return the count () of a filter that lets all k pass; 0 where no choice obeys the quota."""
+def _obeyed(xp: Any, scores: Any, k: int, quota: Quota | None, *, what: str) -> tuple[Places | None, Any]:
+    """Return the places to obey, and the count () of a filter that lets all k pass: 0 where no choice obeys."""
     every = full(xp, k, _array.device(scores))
-    return every if p is None else xp.where(quotas.fills(xp, p, k), every, xp.zeros_like(every))
+    if quota is None:
+        return None, every
+    p = quotas.places(xp, quota, scores.shape[0], k, what=what)
+    return quotas.attainable(xp, p), xp.where(quotas.fills(xp, p, k), every, xp.zeros_like(every))
 
 
 @_array.quiet
@@ -255,9 +257,8 @@ def greedy_utility(
         How many of each source: each pick is the best of those with which the quota can still be obeyed.
     """
     xp = _check(scores, k, gram, quota=quota, what="greedy_utility")
-    p = None if quota is None else quotas.places(xp, quota, scores.shape[0], k, what="greedy_utility")
-    picks, _ = pick_useful(xp, scores, gram, k, redundancy, p)
-    return Filtered(picks, _count(xp, p, k, scores))
+    p, count = _obeyed(xp, scores, k, quota, what="greedy_utility")
+    return Filtered(pick_useful(xp, scores, gram, k, redundancy, p)[0], count)
 
 
 def pick_useful(

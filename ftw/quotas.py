@@ -220,10 +220,10 @@ def front(xp: Any, p: Places, order: Any, k: int, passed: Any = None) -> tuple[A
     rank = _rank(xp, sources)
     due = rank < xp.take(p.floors, sources)  # (n,): a floor asks for it
     room = rank < xp.take(p.caps, sources)
-    group = xp.where(due, 0, xp.where(room, 1, 2))
+    group = xp.where(due, 0, 2 - xp.astype(room, xp.int32))
     chosen = _inverse(xp, xp.argsort(group, stable=True)) < k  # (n,)
     passes = chosen if passed is None else chosen & (passed | due)
-    group = xp.where(passes, 0, xp.where(chosen, 1, 2))
+    group = xp.where(passes, 0, 2 - xp.astype(chosen, xp.int32))
     last = xp.max(xp.where(chosen, xp.arange(order.shape[0], device=_array.device(order)), 0))
     over = ~chosen & (xp.arange(order.shape[0], device=_array.device(order)) < last)
     count = xp.sum(xp.astype(passes, xp.int32), dtype=xp.int32)
