@@ -63,6 +63,8 @@ def solve_qp(
     >>> solve_qp([[1.0, 0.0], [0.0, 1.0]], [1.0, -1.0], NonNegative()).weights
     array([1., 0.])
     """
+    if getattr(constraint, "_fields", ())[:1] == ("sources",):
+        raise TypeError("ftw_compiled solves no SourceShares: ftw_reference.solve_qp and ftw.solve_qp do")
     K = np.ascontiguousarray(gram, dtype=np.float64)  # (n, n) or (B, n, n)
     c = np.ascontiguousarray(linear, dtype=np.float64)  # (n,) or (B, n)
     shape = K.shape

@@ -8,7 +8,7 @@ The weights of the kept samples obey one of four sets::
     Box(lower, upper)         lower <= w <= upper
 
 All four are *bounds*, with or without *one equation*:  ``l <= w <= u`` and perhaps ``sum w = t``. Everything below, and
-the quadratic program of ``qp.py``, treats this one form.
+the quadratic program of ``qp.py``, treats this one form. (A fifth set, bounds on the sums of sources, is in ``shares.py``.)
 
 Projection. The nearest allowed point to v minimises 1/2 |w - v|^2. Without the equation the coordinates do not see each
 other, and each is clipped: ``w_i = clip(v_i, l_i, u_i)``. With it, give the equation a multiplier tau. The Lagrangian
@@ -32,6 +32,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from . import shares
 from ._jit import jit
 from .status import Status
 
@@ -155,6 +156,11 @@ def project(point: Array, constraint: Any) -> Array:
     v = np.ascontiguousarray(point, dtype=np.float64)  # (n,)
     if v.ndim != 1:
         raise ValueError(f"point has shape {v.shape}: give one of shape (n,)")
+    if getattr(constraint, "_fields", ())[:1] == ("sources",):
+        groups = shares.read_shares(constraint, v.shape[0])
+        if shares.check_shares(groups) != Status.OK or not np.isfinite(v).all():
+            return np.full(v.shape, np.nan)
+        return shares.project_shares(v, groups)
     box = bounds(constraint, v.shape[0])
     if check_bounds(box) != Status.OK or not np.isfinite(v).all():
         return np.full(v.shape, np.nan)

@@ -50,6 +50,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ._jit import jit
+from . import shares
 from .projections import Bounds, NonNegative, bounds, check_bounds, project_onto
 from .status import Status
 
@@ -84,7 +85,8 @@ def solve_qp(K: Array, c: Array, constraint: Any, *, ridge: float = 0.0, max_ste
     c : array (n,)
         The linear term: the scores, in the method.
     constraint : a NamedTuple
-        NonNegative(), Simplex(total), CappedSimplex(cap, total) or Box(lower, upper).
+        NonNegative(), Simplex(total), CappedSimplex(cap, total), Box(lower, upper) or SourceShares(sources, lower,
+        upper, total); the method for the last one is in ``shares.py``.
     ridge : float
         Added to the diagonal as it is.
     max_steps : int, optional
@@ -100,6 +102,8 @@ def solve_qp(K: Array, c: Array, constraint: Any, *, ridge: float = 0.0, max_ste
     >>> solve_qp([[1.0, 0.0], [0.0, 1.0]], [1.0, -1.0], NonNegative()).weights
     array([1., 0.])
     """
+    if getattr(constraint, "_fields", ())[:1] == ("sources",):
+        return solve_shares(K, c, constraint, ridge)
     K, c, box, status = read_problem(K, c, constraint, ridge)
     n = c.shape[0]
     if status != Status.OK:
@@ -117,6 +121,32 @@ def solve_qp(K: Array, c: Array, constraint: Any, *, ridge: float = 0.0, max_ste
     w = tidy(x / d, box)  # (n,)
     objective, kkt, gap = certificate(H, c, w, box)
     return QPSolution(w, objective, kkt, gap, steps, Status.OK if done and kkt <= SOLVED else Status.MAX_STEPS)
+
+
+def solve_shares(K: Array, c: Array, constraint: Any, ridge: float) -> QPSolution:
+    """Minimise over bounds on each source's sum; the reports are those of `solve_qp`."""
+    K, c, _, status = read_problem(K, c, NonNegative(), ridge)
+    n = c.shape[0]
+    box = shares.read_shares(constraint, n)
+    if status == Status.OK:
+        status = shares.check_shares(box)
+    H = K + ridge * np.eye(n)  # (n, n)
+    if status == Status.OK:
+        d = diagonal_scale(H)  # (n,)
+        if np.linalg.eigvalsh(H / d[:, None] / d)[0] < -INDEFINITE * n:
+            status = Status.NOT_PSD
+    if status != Status.OK:
+        return no_solution(n, status)
+    w, steps, done = shares.active_set(H, c, box)
+    w = shares.project_shares(w, box)  # what rounding left of the sums
+    g = H @ w - c  # (n,)
+    L = max(float(np.max(np.sum(np.abs(H), axis=1))), 1e-300)
+    size = max(float(np.max(np.abs(w))), 1e-300)
+    kkt = float(np.max(np.abs(w - shares.project_shares(w - g / L, box)))) / size
+    scale = np.sum(np.abs(w * (g + c))) + np.sum(np.abs(w * c))
+    gap = max(float(g @ w) - shares.least_slope(g, box), 0.0) / (scale if scale > 0 else 1.0)
+    value = float(0.5 * (w @ H @ w) - c @ w)
+    return QPSolution(w, value, kkt, gap, steps, Status.OK if done and kkt <= SOLVED else Status.MAX_STEPS)
 
 
 @jit

@@ -47,7 +47,7 @@ def compiled(
     """
     from ftw_compiled import solve_qp
 
-    if gram.ndim != 2 or not gram.shape[0] or gram.requires_grad:
+    if gram.ndim != 2 or not gram.shape[0] or gram.requires_grad or isinstance(constraint, ftw.SourceShares):
         return ftw.solve_qp(gram, linear, constraint, ridge=ridge, start=start)
     bounds = constraint._replace(
         **{name: _host(bound) for name, bound in constraint._asdict().items() if isinstance(bound, Tensor)}
