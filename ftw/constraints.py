@@ -256,6 +256,7 @@ def feasible(xp: Any, limits: Limits) -> Any:
     lower, upper, total, member, low, high = limits
     if member is not None:
         there = xp.any(member > 0, axis=-1)  # (..., m + 1)
+        total = xp.where(xp.isfinite(total), total, 0.0)
         least, most = xp.where(low > 0, low, 0.0), xp.where(there, xp.minimum(high, total[..., None]), 0.0)
         slack = _slack(xp, lower, total)
         good = xp.all((low <= high) & (high >= 0) & (there | (low <= 0)), axis=-1) & (total >= 0)

@@ -285,7 +285,7 @@ def served(xp: Any, sources: Any, low: Any, high: Any, total: Any, scores: Any, 
 
     def first(value: Any) -> Any:
         order = _array.argsort_descending(xp, value)
-        order = xp.take(order, xp.argsort(xp.where(xp.take(must, order), 0, 1), stable=True))
+        order = xp.take(order, xp.argsort(xp.astype(~xp.take(must, order), xp.int32), stable=True))
         reach = xp.take(high, order)  # (m + 1,)
         short = xp.cumulative_sum(reach) - reach < total * (1 - _EDGE)
         return must | xp.take(short & (reach > 0), _inverse(xp, order))

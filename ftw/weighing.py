@@ -181,7 +181,8 @@ def _within_reach(xp: Any, shares: SourceShares, like: Any) -> tuple[SourceShare
     least, total = xp.sum(low), limits.total
     low = low * xp.where(least > total, total / xp.where(least > 0, least, 1.0), 1.0)
     most = xp.sum(xp.where(there, xp.minimum(high, total * xp.ones_like(high)), 0.0))
-    high = xp.where(most >= total, high, xp.where(most > 0, high * (total / xp.where(most > 0, most, 1.0)), total))
+    wider = xp.where(most > 0, high * (total / xp.where(most > 0, most, 1.0)), total)
+    high = xp.where(there & (most < total), wider, high)
     high = xp.where(high > low, high, low)
     keep = xp.isnan(limits.low) | xp.isnan(limits.high)
     low, high = xp.where(keep, limits.low, low), xp.where(keep, limits.high, high)

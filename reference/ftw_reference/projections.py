@@ -8,7 +8,8 @@ The weights of the kept samples obey one of four sets::
     Box(lower, upper)         lower <= w <= upper
 
 All four are *bounds*, with or without *one equation*:  ``l <= w <= u`` and perhaps ``sum w = t``. Everything below, and
-the quadratic program of ``qp.py``, treats this one form. (A fifth set, bounds on the sums of sources, is in ``shares.py``.)
+the quadratic program of ``qp.py``, treats this one form. A fifth set, bounds on the sums of sources, has a file of its
+own, ``shares.py``.
 
 Projection. The nearest allowed point to v minimises 1/2 |w - v|^2. Without the equation the coordinates do not see each
 other, and each is clipped: ``w_i = clip(v_i, l_i, u_i)``. With it, give the equation a multiplier tau. The Lagrangian

@@ -49,8 +49,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ._jit import jit
 from . import shares
+from ._jit import jit
 from .projections import Bounds, NonNegative, bounds, check_bounds, project_onto
 from .status import Status
 

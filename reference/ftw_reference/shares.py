@@ -16,7 +16,7 @@ bounds as further constraints. The working set W holds the equation, the weights
 at a bound. Repeat:
 
 1. Go toward the minimum on W, a Newton step in a basis Z of the directions that change nothing in W. The first
-   constraint in the way joins W: it is independent of the others, for the step would change it and changes none of them.
+   constraint in the way joins W: it is independent of the others, which the step leaves as they are.
 2. At the minimum on W the multipliers are unique. If all have the right sign, the point is optimal; else the constraint
    with the worst one leaves W.
 
@@ -159,7 +159,9 @@ def active_set(H: Array, c: Array, box: Shares, flat: float = 1e-14) -> tuple[Ar
     """
     n, m = len(c), len(box.lower)
     diagonal, top = np.diag(H), max(float(np.max(np.diag(H))), 1e-300)
-    d = np.sqrt(np.where(diagonal > 1e-20 * top, diagonal, top))  # (n,): x = d w, a unit diagonal but for zero gradients
+    d = np.sqrt(
+        np.where(diagonal > 1e-20 * top, diagonal, top)
+    )  # (n,): x = d w, a unit diagonal but for zero gradients
     A, q = H / d[:, None] / d, c / d
     rows = np.stack([(box.sources == s) / d for s in range(m)])  # (m + 1, n): the sums of the sources
     amounts = first_amounts(box)  # (m + 1,)
@@ -194,7 +196,9 @@ def active_set(H: Array, c: Array, box: Shares, flat: float = 1e-14) -> tuple[Ar
             idle = values <= flat * n
             steep = idle & (np.abs(slopes) > doubt)
             is_flat = bool(steep.any())
-            move = np.where(steep, -slopes, 0.0) if is_flat else np.where(idle, 0.0, -slopes / np.where(idle, 1.0, values))
+            move = (
+                np.where(steep, -slopes, 0.0) if is_flat else np.where(idle, 0.0, -slopes / np.where(idle, 1.0, values))
+            )
             p[F] = Z @ (vectors @ move)
         length, hit, kind = (np.inf if is_flat else 1.0), -1, ""
         for i in F:
@@ -230,7 +234,9 @@ def active_set(H: Array, c: Array, box: Shares, flat: float = 1e-14) -> tuple[Ar
         if total_follows:  # the total's multiplier may be any that suits the sources that are held
             ends = [at[s] for s in sums_held if held[s] > 0 and not pinned[s]]
             tops = [at[s] for s in sums_held if held[s] < 0 and not pinned[s]]
-            tops += [float(np.min((g / rows.sum(axis=0))[box.sources == s])) for s in range(m) if not some_free(box, zero, s)]
+            tops += [
+                float(np.min((g / rows.sum(axis=0))[box.sources == s])) for s in range(m) if not some_free(box, zero, s)
+            ]
             low, high = max(ends, default=-np.inf), min(tops, default=np.inf)
             level = low if high == np.inf else high if low == -np.inf else (low + high) / 2
             level = 0.0 if not np.isfinite(level) else level
