@@ -15,12 +15,13 @@ Everything is plain NumPy, compiled by numba as it stands where numba is install
 package ``ftw_compiled`` solves the problem of ``qp.py`` with the same result in a fraction of the time.
 """
 
-from . import filters, gradients, guard, preconditioning, projections, qp, shares, similarity, step
+from . import filters, gradients, guard, preconditioning, projections, qp, quotas, shares, similarity, step
 from ._jit import COMPILED
 from .filters import Filtered, boltzmann, greedy_utility, matching, threshold, top_k
 from .guard import shrinkage
 from .projections import Box, CappedSimplex, NonNegative, Simplex, project
 from .qp import QPSolution, solve_qp
+from .quotas import Quota
 from .shares import SourceShares
 from .similarity import cross_gram, gram, scores
 from .status import Status
@@ -33,6 +34,7 @@ __all__ = [
     "Filtered",
     "NonNegative",
     "QPSolution",
+    "Quota",
     "Selection",
     "Simplex",
     "SourceShares",
@@ -50,6 +52,7 @@ __all__ = [
     "project",
     "projections",
     "qp",
+    "quotas",
     "scores",
     "shares",
     "shrinkage",

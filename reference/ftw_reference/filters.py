@@ -29,7 +29,9 @@ gradients by a number changes no choice.
 b)): k draws without replacement are the k largest of  b_i / (temperature std b) - log(-log u_i),  u_i uniform
 (Gumbel).
 
-Every filter returns ``k`` distinct indices, best first, ties by index, and how many of them passed.
+Every filter returns ``k`` distinct indices, best first, ties by index, and how many of them passed. Each takes a quota
+of the candidates' sources (``quotas.py``): the choice is then the best of those that obey it, and where none does the
+nearest one, of which none passes.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from . import quotas
 from ._jit import jit
 from .projections import NonNegative
 from .qp import QPSolution, solve_qp
@@ -54,7 +57,7 @@ class Filtered(NamedTuple):
     count: int  # type: ignore[assignment]  # as in the contract; hides tuple.count
 
 
-def top_k(b: Array, k: int) -> Filtered:
+def top_k(b: Array, k: int, *, quota: Any = None) -> Filtered:
     """Return the k largest scores of b (n,).
 
     Examples
@@ -62,20 +65,47 @@ def top_k(b: Array, k: int) -> Filtered:
     >>> top_k([1.0, 3.0, 3.0, 2.0], 2).indices
     array([1, 2])
     """
-    return Filtered(largest_first(checked_scores(b, k), k), k)
+    scores = checked_scores(b, k)
+    if quota is not None:
+        best = by_value(lambda picks: scores, len(scores), k, quota)
+        return best._replace(indices=np.array(sorted(best.indices, key=lambda i: (-scores[i], i))))
+    return Filtered(largest_first(scores, k), k)
 
 
-def threshold(b: Array, k: int, *, value: float | None = None, quantile: float | None = None) -> Filtered:
+def by_value(value: Any, n: int, k: int, quota: Any) -> Filtered:
+    """Return k picks, each the largest of ``value(picks)`` (n,) with which the quota can still be obeyed."""
+    places = quotas.count_places(quota, n, k)
+    picks, _ = quotas.pick_each(quotas.reachable(places), value, k)
+    return Filtered(picks, k if quotas.fills(places, k) else 0)
+
+
+def threshold(
+    b: Array, k: int, *, value: float | None = None, quantile: float | None = None, quota: Any = None
+) -> Filtered:
     """Return the k largest scores of b (n,); those that reach ``value``, or the ``quantile`` of all scores, pass."""
     scores = checked_scores(b, k)
     if (value is None) == (quantile is None):
         raise ValueError("threshold takes either value= or quantile=, and exactly one of them")
     level: float = value if value is not None else float(np.quantile(scores, quantile or 0.0))
+    if quota is not None:
+        best = top_k(scores, k, quota=quota)
+        return pass_floors(best, scores >= level, quotas.count_places(quota, len(scores), k))
     indices = largest_first(scores, k)  # (k,)
     return Filtered(indices, int(np.sum(scores[indices] >= level)))
 
 
-def matching(b: Array, K: Array, k: int, ridge: float = 0.05) -> Filtered:
+def pass_floors(best: Filtered, passes: Array, places: Any) -> Filtered:
+    """Return a choice with those in front that pass (n,), or that a floor asks for."""
+    seen = np.zeros(len(places.floors), dtype=np.int64)
+    front, rest = [], []
+    for i in best.indices:
+        s = places.sources[i]
+        seen[s] += 1
+        (front if passes[i] or seen[s] <= places.floors[s] else rest).append(i)
+    return Filtered(np.array(front + rest), len(front) if best.count else 0)
+
+
+def matching(b: Array, K: Array, k: int, ridge: float = 0.05, *, quota: Any = None) -> Filtered:
     """Pick k candidates one at a time by what the kept ones leave unmatched.
 
     Parameters
@@ -88,6 +118,8 @@ def matching(b: Array, K: Array, k: int, ridge: float = 0.05) -> Filtered:
         How many to pick.
     ridge : float
         Added to the diagonal in the refits, relative to the mean diagonal of the samples kept so far.
+    quota : Quota, optional
+        How many of each source.
 
     Returns
     -------
@@ -102,6 +134,8 @@ def matching(b: Array, K: Array, k: int, ridge: float = 0.05) -> Filtered:
     array([0, 2])
     """
     scores, gram = checked_scores(b, k), checked_gram(K, b)
+    if quota is not None:
+        return by_value(lambda picks: left_over(scores, gram, picks, ridge), len(scores), k, quota)
     picks = np.empty(0, dtype=np.int64)  # (j,)
     weights = np.empty(0)  # (j,)
     for _ in range(k):
@@ -109,6 +143,14 @@ def matching(b: Array, K: Array, k: int, ridge: float = 0.05) -> Filtered:
         picks = np.append(picks, best)
         weights = refit(scores, gram, picks, ridge).weights
     return Filtered(picks, k)
+
+
+def left_over(b: Array, K: Array, picks: list[int], ridge: float) -> Array:
+    """Return (b - K w)_i of all candidates (n,), with the weights of the picks refitted."""
+    if not picks:
+        return b
+    chosen = np.array(picks)  # (j,)
+    return b - K[:, chosen] @ refit(b, K, chosen, ridge).weights
 
 
 def refit(b: Array, K: Array, picks: Array, ridge: float) -> QPSolution:
@@ -135,7 +177,7 @@ def best_residual(b: Array, K: Array, picks: Array, weights: Array) -> int:
     return best
 
 
-def greedy_utility(b: Array, K: Array, k: int, *, redundancy: float = 1.0) -> Filtered:
+def greedy_utility(b: Array, K: Array, k: int, *, redundancy: float = 1.0, quota: Any = None) -> Filtered:
     """Pick k candidates one at a time by score less redundancy; b (n,), K (n, n)."""
     scores, gram = checked_scores(b, k), checked_gram(K, b)
     if redundancy < 0:
@@ -143,6 +185,9 @@ def greedy_utility(b: Array, K: Array, k: int, *, redundancy: float = 1.0) -> Fi
     top = largest_first(scores, k)  # (k,)
     gain, cost = float(np.sum(scores[top])), float(np.sum(gram[np.ix_(top, top)]))
     eta = redundancy * (gain / cost) if gain > 0 and cost > 0 else 0.0
+    if quota is not None:
+        own = scores - eta * np.diag(gram) / 2  # (n,)
+        return by_value(lambda picks: own - eta * np.sum(gram[:, picks], axis=1), len(scores), k, quota)
     return Filtered(greedy_picks(scores, gram, k, eta), k)
 
 
@@ -169,7 +214,7 @@ def greedy_picks(b: Array, K: Array, k: int, eta: float) -> Array:
     return picks
 
 
-def boltzmann(b: Array, k: int, *, temperature: float, uniforms: Array) -> Filtered:
+def boltzmann(b: Array, k: int, *, temperature: float, uniforms: Array, quota: Any = None) -> Filtered:
     """Draw k of the scores b (n,) without replacement; ``uniforms`` (n,) are independent draws from (0, 1)."""
     scores = checked_scores(b, k)
     u = np.asarray(uniforms, dtype=np.float64)  # (n,)
@@ -180,7 +225,7 @@ def boltzmann(b: Array, k: int, *, temperature: float, uniforms: Array) -> Filte
     spread = np.std(scores)
     level = (scores - np.max(scores)) / (spread if spread > 0 else 1.0) / temperature  # (n,)
     u = np.clip(u, np.finfo(np.float64).smallest_normal, 1 - np.finfo(np.float64).eps)
-    return Filtered(largest_first(level - np.log(-np.log(u)), k), k)
+    return top_k(level - np.log(-np.log(u)), k, quota=quota)
 
 
 @jit

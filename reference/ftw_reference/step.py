@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import filters, similarity
+from . import filters, quotas, shares, similarity
 from .filters import Filtered
 from .guard import doubt, shrinkage
 from .projections import Bounds, NonNegative, Simplex, bounds, check_bounds, project_onto
@@ -77,6 +77,8 @@ def filter_then_weight(
     shortlist: int | float | None = None,
     target_samples: Array | None = None,
     guard: float = 0.3,
+    quota: Any = None,
+    fill: str = "raise",
 ) -> Selection:
     """Choose ``keep`` of n candidates and weigh them.
 
@@ -95,7 +97,8 @@ def filter_then_weight(
     weight : {"qp", "uniform"}
         Fitted or equal weights.
     constraint : a NamedTuple, optional
-        One of the four sets; Simplex(1.0) unless told. Caps and bounds are numbers or arrays (keep,) in pick order.
+        One of the five sets, Simplex(1.0) by default. Caps and bounds are numbers or arrays (keep,) in pick order;
+        sources are those of the candidates (n,).
     ridge : float
         Relative to the mean diagonal of the kept samples' Gram matrix.
     shortlist : int, float or None
@@ -104,6 +107,10 @@ def filter_then_weight(
         The target's samples; without them the guard cannot act.
     guard : float
         The guard's cap; 0 turns it off.
+    quota : Quota, optional
+        How many of each source are kept, in the filter and, in proportion, on the shortlist.
+    fill : {"raise", "relax"}
+        Whether a quota that cannot be filled ends as INFEASIBLE, or gives the nearest choice.
 
     Returns
     -------
@@ -134,7 +141,9 @@ def filter_then_weight(
     n = b.shape[0]
     if not 1 <= keep <= n:
         raise ValueError(f"keep is {keep} with {n} candidates: give 1 <= keep <= {n}")
-    box = bounds(constraint, keep)
+    by_source = constraint._fields[:1] == ("sources",)
+    box = bounds(Simplex(constraint.total) if by_source else constraint, keep)
+    places = wanted_places(quota, constraint if by_source else None, b, keep)
     samples = None if target_samples is None else np.ascontiguousarray(target_samples, dtype=np.float64)  # (m, p)
     status = check_bounds(box)
     if not (np.isfinite(b).all() and np.isfinite(K).all() and (samples is None or np.isfinite(samples).all())):
@@ -145,13 +154,22 @@ def filter_then_weight(
         return Selection(
             filters.top_k(finite, keep).indices, nothing, b, np.nan, np.nan, np.nan, 0.0, keep, status, np.inf
         )
-    short = filters.top_k(b, shortlist_length(shortlist, keep, n)).indices  # (s,)
+    size = shortlist_length(shortlist, keep, n)
+    short = filters.top_k(b, size).indices  # (s,)
+    near = None if places is None else quotas.reachable(places)
+    if near is not None:
+        short = quotas.shorten(near, filters.top_k(b, n).indices, keep, size)
     short = np.sort(short)  # in the candidates' order, so that ties go by index
     judges = short if filter != "top_k" else None  # where the filter needs no Gram matrix nobody is asked
     pull, a, ratio = guarded_scores(b, K, G, t, P, samples, guard, judges)  # (n,)
-    chosen = run_filter(filter, pull[short], K[np.ix_(short, short)], keep, ridge)
+    near = None if near is None else near._replace(sources=near.sources[short])
+    chosen = run_filter(filter, pull[short], K[np.ix_(short, short)], keep, ridge, near)
     picks = short[chosen.indices]  # (keep,)
+    if by_source:
+        constraint = constraint._replace(sources=np.asarray(constraint.sources)[picks])
     weights, status = weigh(pull[picks], K[np.ix_(picks, picks)], chosen.count, weight, constraint, box, ridge)
+    if places is not None and fill == "raise" and not quotas.fills(places, keep):
+        weights, status = np.full(keep, np.nan), Status.INFEASIBLE
 
     part = K[np.ix_(picks, picks)]  # (keep, keep)
     linear, quadratic = weights @ b[picks], weights @ part @ weights
@@ -161,6 +179,37 @@ def filter_then_weight(
     size = np.sum(weights) ** 2 / squares if squares != 0 else 0.0
     decrease = linear - 0.5 * quadratic
     return Selection(picks, weights, b, float(match), float(decrease), float(size), a, chosen.count, status, ratio)
+
+
+def wanted_places(quota: Any, constraint: Any, b: Array, keep: int) -> quotas.Places | None:
+    """Return how many places each source has among the kept, None for any.
+
+    Bounds on each source's weights need places too: one for each source with a floor, and one for those of the best
+    scores until the upper bounds of all that have one reach the total; of the largest upper bounds, if that takes fewer
+    than ``keep`` allows.
+    """
+    places = None if quota is None else quotas.count_places(quota, len(b), keep)
+    if constraint is None or not (quota is None or quota.sources is constraint.sources):
+        return places
+    box = shares.read_shares(constraint, len(b))
+    there = [s for s in range(len(box.lower)) if np.any(box.sources == s)]
+    best = {s: float(np.max(b[box.sources == s])) for s in there}
+
+    def serve(value: dict[int, float]) -> Array:
+        floors = (box.lower > 0).astype(np.int64)  # (m + 1,)
+        reach = sum(min(box.upper[s], box.total) for s in there if floors[s])
+        for s in sorted(there, key=lambda s: (-value[s], s)):
+            if not floors[s] and box.upper[s] > 0 and reach < box.total * (1 - 1e-9):
+                floors[s] = 1
+                reach += min(box.upper[s], box.total)
+        return floors
+
+    floors = serve(best)
+    if np.sum(floors) > keep:
+        floors = serve({s: min(box.upper[s], box.total) for s in there})
+    if places is None:
+        return quotas.Places(box.sources, floors, np.full(len(floors), keep, dtype=np.int64))
+    return places._replace(floors=np.maximum(places.floors, floors))
 
 
 def guarded_scores(
@@ -194,8 +243,28 @@ def shortlist_length(shortlist: int | float | None, keep: int, n: int) -> int:
     return min(n, max(keep, shortlist))
 
 
-def run_filter(chooser: Any, b: Array, K: Array, keep: int, ridge: float) -> Filtered:
-    """Return the choice (keep,) of the named filter, or of a callable, on scores (s,) and Gram matrix (s, s)."""
+def run_filter(
+    chooser: Any, b: Array, K: Array, keep: int, ridge: float, places: quotas.Places | None = None
+) -> Filtered:
+    """Return the choice (keep,) of the named filter, or of a callable, on scores (s,) and Gram matrix (s, s).
+
+    Under a quota a callable's picks come first, in its order, then the others by score; the best choice from that order
+    is taken. A floor's samples pass.
+    """
+    if places is not None:
+        if not callable(chooser):
+            named = {"matching": filters.matching, "top_k": filters.top_k, "greedy_utility": filters.greedy_utility}
+            options = {"ridge": ridge} if chooser == "matching" else {}
+            given = (b,) if chooser == "top_k" else (b, K)
+            return named[chooser](*given, keep, quota=places, **options)._replace(count=keep)
+        own = run_filter(chooser, b, K, keep, ridge)
+        order = [*own.indices, *(i for i in filters.top_k(b, len(b)).indices if i not in own.indices)]
+        value = np.empty(len(b))  # (s,)
+        value[order] = -np.arange(len(b))
+        passes = np.zeros(len(b), dtype=bool)
+        passes[order[: len(b) if own.count == keep else own.count]] = True
+        best = filters.top_k(value, keep, quota=places)._replace(count=keep)
+        return filters.pass_floors(best, passes, places)
     if chooser == "matching":
         return filters.matching(b, K, keep, ridge)
     if chooser == "top_k":
@@ -221,12 +290,17 @@ def weigh(
     if count == 0:
         return weights, Status.NOTHING_USEFUL
     part = Bounds(box.lower[:count], box.upper[:count], box.total, box.has_total)
-    status = check_bounds(part)
+    status, groups = check_bounds(part), None
+    if constraint._fields[:1] == ("sources",):
+        constraint = constraint._replace(sources=constraint.sources[:count])
+        groups = shares.read_shares(constraint, count)
+        status = status if status != Status.OK else shares.check_shares(groups)
     if status != Status.OK:
         return np.full(keep, np.nan), status
     b, K = b[:count], K[:count, :count]
     total = box.total if box.has_total else 1.0
-    equal = project_onto(np.full(count, total / count), part)  # (count,)
+    equal = np.full(count, total / count)  # (count,)
+    equal = project_onto(equal, part) if groups is None else shares.project_shares(equal, groups)
     useful = bool(np.any(b > 0))
     if weight == "uniform" or (box.has_total and not useful):
         weights[:count] = equal
@@ -239,7 +313,7 @@ def weigh(
         free = np.sum(solution.weights)  # the length of the step, set free
         if solution.status == Status.OK and free > 0:
             scale = total / free
-            if np.isinf(part.upper).all():
+            if groups is None and np.isinf(part.upper).all():
                 solution = solution._replace(weights=solution.weights * scale)
             else:
                 solution = solve_qp(K, scale * b, _cut(constraint, part), ridge=r)
