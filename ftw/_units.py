@@ -22,7 +22,8 @@ __all__ = ["common_factor", "is_one", "scaled", "smallest_square", "times"]
 def smallest_square(xp: Any, dtype: Any) -> float:
     """Return the squared length below which too few digits are left: its terms are smaller yet, and round to zero."""
     info = xp.finfo(dtype)
-    return float(info.smallest_normal) / float(info.eps) ** 0.5
+    out: float = float(info.smallest_normal) / float(info.eps) ** 0.5
+    return out
 
 
 def common_factor(xp: Any, records: list[Mapping[str, Record]], targets: list[Any], dtype: Any) -> Any:
@@ -71,7 +72,8 @@ def scaled(xp: Any, record: Record, factor: Any) -> Record:
         return Dense(times(xp, record.grads, factor))
     if not hasattr(record, "inputs"):
         return replace(record, output_grads=times(xp, record.output_grads, factor))
-    a = _array.widen(xp, record.inputs)
+    inputs: Any = getattr(record, "inputs")  # noqa: B009  # of outer products, side by side or packed
+    a = _array.widen(xp, inputs)
     e = _exponent(xp, a)
     largest = math.floor(math.log2(float(xp.finfo(a.dtype).max))) - 1
     active = xp.isfinite(e) & (factor != 1)

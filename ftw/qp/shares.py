@@ -72,7 +72,8 @@ def solve(xp: Any, p: Problem, run: Any, steps: Any, start: Any, tol: Any, max_s
     def better(where: Any, best: tuple[Any, ...], z: Any) -> tuple[Any, ...]:
         z = project_scaled(xp, z, p.limits, p.normal)
         new = (z, *certificate(xp, p, z))
-        return keep(xp, where & (new[2] + new[3] < best[2] + best[3]), new, best)
+        out: tuple[Any, ...] = keep(xp, where & (new[2] + new[3] < best[2] + best[3]), new, best)
+        return out
 
     def round_(state: tuple[Any, ...]) -> tuple[Any, ...]:
         guess, best, fresh = state
@@ -387,7 +388,7 @@ def _interior(xp: Any, p: Problem, s: Sources, steps: Any, run: Any, max_steps: 
         sound = xp.isfinite(dot(xp, dz, dz) + dt + xp.sum(de, axis=-1))
         going = sound & ~near & (length > 1e-6) & (a.steps + 1 < max_steps)
         ahead = length[..., None]
-        new = (
+        new: tuple[Any, ...] = (
             xp.where(alive, positive(z + ahead * dz), 0.0),
             xp.where(alive, positive(y + ahead * dy), 0.0),
             a.t + length * dt,
@@ -396,7 +397,8 @@ def _interior(xp: Any, p: Problem, s: Sources, steps: Any, run: Any, max_steps: 
             xp.where(bounded, positive(price + ahead[..., None] * dprice), 0.0),
         )
         new = keep(xp, sound, new, a[:6])
-        return Path(*keep(xp, a.going, Path(*new, length, going, a.steps + 1), a))
+        after: tuple[Any, ...] = (*new, length, going, a.steps + 1)
+        return Path(*keep(xp, a.going, after, tuple(a)))
 
     e = xp.zeros_like(low)
     start = Path(z, y, t, e, room, price, xp.zeros_like(t), run & (steps < max_steps), steps)

@@ -97,7 +97,8 @@ def threshold(
 def pass_floors(best: Filtered, passes: Array, places: Any) -> Filtered:
     """Return a choice with those in front that pass (n,), or that a floor asks for."""
     seen = np.zeros(len(places.floors), dtype=np.int64)
-    front, rest = [], []
+    front: list[int] = []
+    rest: list[int] = []
     for i in best.indices:
         s = places.sources[i]
         seen[s] += 1

@@ -203,7 +203,7 @@ def active_set(H: Array, c: Array, box: Shares, flat: float = 1e-14) -> tuple[Ar
         length, hit, kind = (np.inf if is_flat else 1.0), -1, ""
         for i in F:
             if p[i] < 0 and -x[i] / p[i] < length:
-                length, hit, kind = max(-x[i] / p[i], 0.0), i, "weight"
+                length, hit, kind = max(-x[i] / p[i], 0.0), int(i), "weight"
         change, now = rows @ p, rows @ x  # (m + 1,)
         for s in range(m):
             if held[s] or abs(change[s]) <= 1e-15 * np.sum(np.abs(rows[s] * p)):
@@ -230,7 +230,7 @@ def active_set(H: Array, c: Array, box: Shares, flat: float = 1e-14) -> tuple[Ar
         at = np.zeros(m)
         at[sums_held] = prices[-len(sums_held) :] if len(sums_held) else 0.0
         level = 0.0 if total_follows else prices[0]
-        worst, leave = 1.0, None
+        worst, leave = 1.0, None  # type: float, tuple[str, int] | None
         if total_follows:  # the total's multiplier may be any that suits the sources that are held
             ends = [at[s] for s in sums_held if held[s] > 0 and not pinned[s]]
             tops = [at[s] for s in sums_held if held[s] < 0 and not pinned[s]]
@@ -242,19 +242,20 @@ def active_set(H: Array, c: Array, box: Shares, flat: float = 1e-14) -> tuple[Ar
             level = 0.0 if not np.isfinite(level) else level
             at[sums_held] -= level
         slope = g - level * rows.sum(axis=0) - rows.T @ at  # (n,)
-        for i in range(n):
-            if zero[i] and bounds[1][box.sources[i]] > 0:
-                doubt = noise[i] + 1e-13 * abs(level + at[box.sources[i]]) / d[i] + 1e-300
-                if -slope[i] / doubt > worst:
-                    worst, leave = -slope[i] / doubt, ("weight", i)
+        for j in range(n):
+            if zero[j] and bounds[1][box.sources[j]] > 0:
+                doubt = noise[j] + 1e-13 * abs(level + at[box.sources[j]]) / d[j] + 1e-300
+                if -slope[j] / doubt > worst:
+                    worst, leave = -slope[j] / doubt, ("weight", j)
                     if stalled > n:
                         break
-        for s in sums_held:
+        for held_source in sums_held:
+            s = int(held_source)
             if pinned[s]:
                 continue
             doubt = 1e-12 * (abs(level) + abs(at[s]) + abs(level + at[s])) + 1e-300
             if held[s] * at[s] / doubt > worst:
-                worst, leave = held[s] * at[s] / doubt, ("source", s)
+                worst, leave = held[s] * at[s] / doubt, ("source", int(s))
         if leave is None:
             return x / d, step + 1, True
         if leave[0] == "weight":

@@ -176,9 +176,9 @@ def filter_then_weight(
     length = similarity.scores(t.reshape(1, -1), t, P)[0]  # g_T' P g_T
     both, squares = quadratic * length, weights @ weights
     match = linear / math.sqrt(both) if both > 0 else (math.nan if math.isnan(both) else 0.0)
-    size = np.sum(weights) ** 2 / squares if squares != 0 else 0.0
+    effective = np.sum(weights) ** 2 / squares if squares != 0 else 0.0
     decrease = linear - 0.5 * quadratic
-    return Selection(picks, weights, b, float(match), float(decrease), float(size), a, chosen.count, status, ratio)
+    return Selection(picks, weights, b, float(match), float(decrease), float(effective), a, chosen.count, status, ratio)
 
 
 def wanted_places(quota: Any, constraint: Any, b: Array, keep: int) -> quotas.Places | None:
@@ -253,10 +253,11 @@ def run_filter(
     """
     if places is not None:
         if not callable(chooser):
-            named = {"matching": filters.matching, "top_k": filters.top_k, "greedy_utility": filters.greedy_utility}
+            named: dict[str, Any] = {"matching": filters.matching, "top_k": filters.top_k, "greedy_utility": filters.greedy_utility}
             options = {"ridge": ridge} if chooser == "matching" else {}
             given = (b,) if chooser == "top_k" else (b, K)
-            return named[chooser](*given, keep, quota=places, **options)._replace(count=keep)
+            found: Filtered = named[chooser](*given, keep, quota=places, **options)
+            return found._replace(count=keep)
         own = run_filter(chooser, b, K, keep, ridge)
         order = [*own.indices, *(i for i in filters.top_k(b, len(b)).indices if i not in own.indices)]
         value = np.empty(len(b))  # (s,)
