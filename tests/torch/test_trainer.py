@@ -9,7 +9,6 @@ import ftw_torch
 import pytest
 import torch
 from ftw_torch import FilterThenWeight
-from ftw_torch.trainer import FilterThenWeightMixin
 from ftw_torch.trainer.setup import refuse
 from trainers import (
     TARGET,
@@ -27,7 +26,6 @@ from trainers import (
     opposite,
     trainer,
 )
-from transformers import Trainer
 
 from ftw import report
 
@@ -350,10 +348,10 @@ def test_options_are_checked(tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             trainer(tmp_path, **options)
-    with pytest.raises(TypeError, match="without a length"):
-        trainer(tmp_path, target=iter(TARGET))
-    with pytest.raises(ValueError, match="compute_loss_func"):
-        trainer(tmp_path, compute_loss_func=lambda outputs, labels, num_items_in_batch=None: outputs[0])
+    with pytest.raises(TypeError, match="target_dataset is a dict of \\['a', 'b'\\]: one data set"):
+        trainer(tmp_path, target={"a": TARGET, "b": TARGET})
+    with pytest.raises(TypeError, match="target_dataset is a int"):
+        trainer(tmp_path, target=3)
 
 
 def test_samples_laid_into_one_row_are_refused(tmp_path):
@@ -364,17 +362,7 @@ def test_samples_laid_into_one_row_are_refused(tmp_path):
     made = trainer(tmp_path)
     made.padding_free = True  # as TRL's SFTTrainer has it
     with pytest.raises(ValueError, match="padding_free=False"):
-        refuse(made, own_loss=False)
-
-
-def test_a_loss_of_the_users_own_trainer_is_not_passed_over(tmp_path):
-    class Mine(FilterThenWeightMixin, Trainer):
-        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-            raise AssertionError
-
-    with pytest.raises(ValueError, match=r"Mine\.compute_loss"):
-        trainer(tmp_path, cls=Mine)
-    trainer(tmp_path, cls=Mine, per_sample_loss=losses, options={"max_steps": 1}).train()
+        refuse(made)
 
 
 def test_the_trainers_evaluation_data_stay_its_own(tmp_path):
@@ -400,44 +388,6 @@ def test_a_model_with_adapters(tmp_path):
     made.train()
     assert all("lora" in name for name in made.found[0])
     assert all(0 < x <= 1.0001 for x in logged(made, "match"))
-
-
-def test_supervised_fine_tuning(tmp_path):
-    trl = pytest.importorskip("trl")
-    datasets = pytest.importorskip("datasets")
-
-    class T(FilterThenWeightMixin, trl.SFTTrainer):
-        pass
-
-    tokenizer = tiny_tokenizer()
-    words = ["a b c d e f", "b c d e", "f e d c b a", "a a a a", "c d e f g", "g f e"] * 4
-    args = trl.SFTConfig(
-        output_dir=str(tmp_path), per_device_train_batch_size=6, per_device_eval_batch_size=2, max_steps=3,
-        logging_steps=1, save_strategy="no", report_to=[], use_cpu=True, disable_tqdm=True, max_length=12,
-        learning_rate=1e-2, bf16=False,
-    )  # fmt: skip
-    made = T(
-        model=llama(),
-        args=args,
-        train_dataset=datasets.Dataset.from_dict({"text": words}),
-        target_dataset=datasets.Dataset.from_dict({"text": ["a b c d", "b c d e"]}),
-        processing_class=tokenizer,
-        keep=0.5,
-        select_after=1,
-    )
-    made.train()
-    assert logged(made, "picked_share") == [0.5, 0.5]
-    assert all(0 < x <= 1.0001 for x in logged(made, "match"))
-
-
-def tiny_tokenizer():
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    words = ["<pad>", "<eos>", "<unk>", *"abcdefg"]
-    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
 
 
 def test_only_the_trainer_loads_transformers():

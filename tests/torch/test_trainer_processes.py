@@ -78,9 +78,9 @@ def test_two_processes_are_one_with_both_pools(tmp_path):
 
 def test_sharded_parameters_are_refused(tmp_path):
     made = trainer(tmp_path)
-    refuse(made, own_loss=False)
+    refuse(made)
     for name in ("fsdp", "deepspeed"):
         setattr(made, f"is_{name}_enabled", True)
         with pytest.raises(ValueError, match=f"{name} shards parameters"):
-            refuse(made, own_loss=False)
+            refuse(made)
         setattr(made, f"is_{name}_enabled", False)

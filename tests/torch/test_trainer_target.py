@@ -1,5 +1,6 @@
 """Target care in trainers: the second split, copies of the target in the pool, batches that take turns."""
 
+import itertools
 import logging
 
 import pytest
@@ -127,5 +128,15 @@ def test_options_are_checked(tmp_path):
         trainer(tmp_path, watch_dataset=TARGET, watch_every=0)
     with pytest.raises(ValueError, match="watch_dataset is empty"):
         trainer(tmp_path, watch_dataset=[])
-    with pytest.raises(TypeError, match="watch_dataset is a list_iterator without a length"):
-        trainer(tmp_path, watch_dataset=iter(TARGET))
+    with pytest.raises(TypeError, match="watch_dataset is a dict"):
+        trainer(tmp_path, watch_dataset={"a": TARGET})
+
+
+def test_a_stream_is_read_to_its_end(tmp_path):
+    made = trainer(tmp_path, target=iter(TARGET), watch_dataset=(x for x in TARGET[:3]))
+    assert torch.equal(made._ftw_target.at(made, 0)["input_ids"], batch(TARGET)["input_ids"])
+    assert len(made._ftw_watch._samples.data) == 3
+    with pytest.raises(ValueError, match=r"target_dataset is a stream of more than 10000 samples; pass stream.take"):
+        trainer(tmp_path, target=itertools.cycle(TARGET))
+    with pytest.raises(ValueError, match="target_dataset is empty"):
+        trainer(tmp_path, target=iter([]))

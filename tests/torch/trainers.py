@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 from ftw_torch.trainer import FilterThenWeightTrainer
-from ftw_torch.trainer.losses import label_losses
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, TrainingArguments
 
 V, T = 32, 10
@@ -83,7 +82,10 @@ def batch(samples):
 
 def losses(model, inputs, smoothing=0.0):
     logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
-    return label_losses(logits, inputs["labels"], shift=True, smoothing=smoothing)
+    rows = []
+    for scores, labels in zip(logits, inputs["labels"], strict=True):  # (t, v), (t,)
+        rows.append(torch.nn.functional.cross_entropy(scores[:-1], labels[1:], label_smoothing=smoothing))
+    return torch.stack(rows)
 
 
 def grads(model):
@@ -121,7 +123,9 @@ class Line(torch.nn.Module):
         torch.nn.init.zeros_(self.layer.weight)
 
     def forward(self, x, labels=None):
-        return {"logits": self.layer(x)}
+        logits = self.layer(x)
+        loss = None if labels is None else torch.nn.functional.mse_loss(logits[:, 0], labels)
+        return {"loss": loss, "logits": logits}
 
 
 def opposite():
@@ -155,3 +159,13 @@ def told(job, folder, rank):
     except BaseException:
         Path(folder, f"{rank}.error").write_text(traceback.format_exc())
         raise
+
+
+def tiny_tokenizer():
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["<pad>", "<eos>", "<unk>", *"abcdefg"]
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")

@@ -78,6 +78,8 @@ def pull_of(func: Any, args: Any, kwargs: Any, base: Tensor, out: Tensor) -> Pul
         return _each_transposed(out.shape)
     if func in _EXPANSIONS:
         return _expanded(tuple(base.shape), tuple(out.shape))
+    if out.layout is not torch.strided or base.layout is not torch.strided:
+        return None
     shares = out.untyped_storage().data_ptr() == base.untyped_storage().data_ptr()
     if shares and out.is_contiguous() and base.is_contiguous():
         return _block(base, out, int(out.storage_offset()) - int(base.storage_offset()))

@@ -1,63 +1,110 @@
-"""Per-sample losses from logits and labels, as trainers compute them: -100 is ignored, labels may be shifted."""
+"""Torch's loss functions, one value a sample: what each returns for that sample alone."""
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["IGNORED", "label_losses", "token_counts"]
+__all__ = ["IGNORED", "LOSSES", "SampleLosses", "sample_losses", "token_counts"]
 
 IGNORED = -100
 
+LOSSES: dict[Callable[..., Any], str] = {  # the argument whose entries say how many losses there are
+    F.cross_entropy: "target",
+    F.nll_loss: "target",
+    F.mse_loss: "target",
+    F.l1_loss: "target",
+    F.smooth_l1_loss: "target",
+    F.huber_loss: "target",
+    F.binary_cross_entropy: "target",
+    F.binary_cross_entropy_with_logits: "target",
+    F.kl_div: "target",
+    F.ctc_loss: "target_lengths",
+}
+_BY_CLASS = (F.cross_entropy, F.nll_loss)
 
-def label_losses(
-    logits: Tensor, labels: Tensor, *, shift: bool = False, smoothing: float = 0.0, scale: Tensor | None = None
-) -> Tensor:
-    """Return one loss a sample (n,).
+
+class SampleLosses(NamedTuple):
+    """The value of a loss function over a batch, and over each sample alone."""
+
+    value: Tensor  # ()
+    rows: Tensor  # (n,)
+    counts: Tensor | None  # (n,), the labels of each sample that are not ignored, where there are classes
+
+
+@functools.cache
+def _signature(function: Callable[..., Any]) -> inspect.Signature:
+    return inspect.signature(function)
+
+
+def sample_losses(
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], n: int, sizes: frozenset[int] | None
+) -> SampleLosses | Tensor | None:
+    """Return a loss function's value and that of each of n samples.
 
     Parameters
     ----------
-    logits : tensor (n, t, vocabulary), (n, classes), (n, 1) or (n,)
-    labels : tensor (n, t) or (n,) of ints, -100 where nothing is to be predicted; or floats
-        Ints mean cross-entropy; floats the squared error, or with several classes the binary cross-entropy of each.
-    shift : bool
-        Position i predicts the label of position i + 1, as in causal language models.
-    smoothing : float
-        Label smoothing, in [0, 1).
-    scale : tensor (n,), optional
-        The loss of a sample is then the sum over its tokens times its scale, not their mean.
+    function : a key of ``LOSSES``
+    args, kwargs
+        Its own. The samples are the slowest axis of what it compares, (n, ...) or (n * k, ...).
+    n : int
+    sizes : frozenset of int, optional
+        How many entries a target may have for each sample. A number that is none of them says that entries were
+        left out, and which samples the others belong to is not known.
 
     Returns
     -------
-    tensor (n,)
-        float32 or wider. A sample without any label has loss 0.
+    SampleLosses, tensor or None
+        The tensor for ``reduction="none"``. None where the samples cannot be told apart.
 
-    Raises
-    ------
-    ValueError
-        If the shapes do not fit.
+    Notes
+    -----
+    Reductions are those over one sample alone: a mean over the labels that are not ignored, or their sum. A sample
+    without any label has loss 0, where the function itself returns 0/0.
     """
-    logits = logits.float() if logits.dtype.itemsize < 4 else logits
-    n = labels.shape[0]
-    if labels.is_floating_point():
-        if labels.numel() == logits.numel() == n:
-            return (logits.reshape(n) - labels.reshape(n)) ** 2
-        if labels.shape == logits.shape:
-            return F.binary_cross_entropy_with_logits(logits, labels, reduction="none").flatten(1).mean(1)
-    elif labels.ndim == 1 and logits.ndim == 2:
-        return F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="none", label_smoothing=smoothing)
-    elif labels.ndim == 2 and logits.ndim == 3 and labels.shape == logits.shape[:2]:
-        if shift:
-            logits, labels = logits[:, :-1], labels[:, 1:]
-        each = F.cross_entropy(
-            logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none", label_smoothing=smoothing
-        )  # (n, t)
-        total = each.sum(1)
-        return total / token_counts(labels).clamp(min=1) if scale is None else total * scale.to(total.dtype)
-    raise ValueError(
-        f"no per-sample loss is known for logits {tuple(logits.shape)} with labels {tuple(labels.shape)} of "
-        f"{labels.dtype}; pass per_sample_loss=(model, inputs) -> (n,)"
-    )
+    bound = _signature(function).bind(*args, **kwargs)
+    bound.apply_defaults()
+    named = bound.arguments
+    if named.get("reduce") is not None or named.get("size_average") is not None:
+        return None
+    target = named[LOSSES[function]]
+    entries = target.numel() if isinstance(target, Tensor) else len(target)
+    if entries % n or (sizes is not None and function is not F.ctc_loss and entries // n not in sizes):
+        return None
+    reduction = named["reduction"]
+    x = named.get("input")
+    if function not in (*_BY_CLASS, F.ctc_loss) and isinstance(x, Tensor) and not target.is_floating_point():
+        named["target"] = target.to(x.dtype)  # integer ratings: their gradient needs one dtype
+    named["reduction"] = "none"
+    each = function(*bound.args, **bound.kwargs)  # (n, ...), (n * k, ...) or, of one sample, ()
+    if each.numel() % n or (each.ndim and each.shape[0] % n):
+        return None
+    if reduction == "none":
+        return each  # type: ignore[no-any-return]
+    per = each.reshape(n, -1)  # (n, k)
+    if reduction == "sum":
+        return SampleLosses(each.sum(), per.sum(1), None)
+    if function is F.ctc_loss:
+        rows = each / torch.as_tensor(target, device=each.device).clamp(min=1)
+        return SampleLosses(rows.mean(), rows, None)
+    if function is F.kl_div and reduction == "batchmean":
+        first = max(1, x.shape[0] // n) if isinstance(x, Tensor) else 1
+        rows = per.sum(1) / first
+        return SampleLosses(rows.mean(), rows, None)
+    if function in _BY_CLASS and not target.is_floating_point():
+        kept = target != named["ignore_index"]
+        weight = named["weight"]
+        share = kept.to(each.dtype) if weight is None else weight[target.where(kept, 0)] * kept
+        divisors = share.reshape(n, -1).sum(1)  # (n,)
+        rows = per.sum(1) / divisors.where(divisors > 0, 1)
+        return SampleLosses(each.sum() / divisors.sum(), rows, kept.reshape(n, -1).sum(1))
+    return SampleLosses(each.mean(), per.mean(1), None)
 
 
 def token_counts(labels: Tensor, *, shift: bool = False) -> Tensor:

@@ -20,20 +20,22 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from transformers import Trainer
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 import ftw
 from ftw.constraints import Constraint
 from ftw.spi import GuardWatch
 from ftw_torch import batches
 from ftw_torch.distributed import DistributedFilterThenWeight
+from ftw_torch.errors import SelectionError
 from ftw_torch.selector import FilterThenWeight
 
 from .callback import Between, Part
-from .losses import label_losses, token_counts
+from .losses import token_counts
+from .notes import PoolNotes
+from .own_loss import causal, own_losses, quiet, refuse_another_loss, smoothing_shifts
 from .run_log import RunLog, fingerprint, weighted_loss
 from .sample_record import about, decoder
-from .setup import check, offer, refuse
+from .setup import check, offer, refuse, whole
 from .step import Ranks, Selector, backward
 from .target import Collated, Leaks, TargetBatches, WatchedSplit
 
@@ -47,6 +49,7 @@ else:
     _Base = object
 
 _SCALE = "_ftw_scale"  # (n,), travels with a batch whose losses are sums over tokens
+_ROWS = "_ftw_rows"  # a list of ints, travels with the pool: which of its samples these are
 
 
 class FilterThenWeightMixin(_Base):
@@ -57,8 +60,9 @@ class FilterThenWeightMixin(_Base):
     *args, **kwargs
         Of the trainer. ``per_device_train_batch_size`` is the pool, ``per_device_eval_batch_size`` the target batch.
         Over several processes (DDP) both are those of each, and one choice is made of all pools together.
-    target_dataset : dataset with a length, or None
-        What the model should get better at. Prepared like an evaluation data set. None: each pool is its own target.
+    target_dataset : dataset, or None
+        What the model should get better at. Prepared like an evaluation data set; a stream (``stream.take(n)``) is read
+        to its end. None: each pool is its own target.
     keep : int or float
         How many samples of a pool to train on, or which fraction of them; of a smaller pool all if need be. The choice
         of several processes keeps as many as they would one by one.
@@ -68,14 +72,16 @@ class FilterThenWeightMixin(_Base):
         Optimizer steps before the first selection, on whole pools.
     target_refresh : int
         Take another target batch after this many optimizer steps; 0 keeps the first for good.
-    watch_dataset : dataset with a length, or None
+    watch_dataset : dataset, or None
         A second target split, never selected for: its loss is measured (without gradients, dropout off), and a warning
         given once if it turns up while the loss on the first split keeps falling.
     watch_every : int
         Optimizer steps between two measurements of it.
     per_sample_loss : callable, optional
-        ``(model, inputs) -> (n,)``. The default is the cross-entropy of the model's logits and the labels, with the
-        trainer's label smoothing.
+        ``(model, inputs) -> (n,)``. The default is what the trainer's own ``compute_loss`` returns for each sample
+        alone: the model's loss, with the trainer's label smoothing, ``compute_loss_func`` or override. The first step
+        that selects compares some samples with it. A term that belongs to the batch as a whole (a router's balance
+        loss) is added to the loss of the samples trained on, after the selection.
     loss_unit : {"sample", "token"}
         The loss of a sequence is the mean over its own tokens; or their sum over the mean number of tokens a sample, so
         that uniform weights give the trainer's own loss (``num_items_in_batch``).
@@ -129,7 +135,7 @@ class FilterThenWeightMixin(_Base):
         **kwargs: Any,
     ) -> None:
         splits = {"target": target_dataset, "watch": watch_dataset}
-        splits = {name: data for name, data in splits.items() if data is not None}
+        splits = {name: whole(name, data) for name, data in splits.items() if data is not None}
         counts = {"select_every": (select_every, 1), "select_after": (select_after, 0)}
         counts |= {"target_refresh": (target_refresh, 0), "watch_every": (watch_every, 1)}
         check(keep, counts, loss_unit, nothing_useful, splits)
@@ -140,6 +146,11 @@ class FilterThenWeightMixin(_Base):
         self._ftw_unit, self._ftw_policy = loss_unit, nothing_useful
         self._ftw_loss = per_sample_loss
         self._ftw_selector: Selector | None = None
+        self._ftw_quiet: Any = None  # where the notes of a loss go that is computed for a selection
+        self._ftw_notes = PoolNotes()
+        self._ftw_shared = False  # whether the loss has a term of the whole batch
+        self._ftw_compared: nn.Module | None = None  # whose losses were compared with the trainer's own
+        self._ftw_shift: bool | None = None  # whether its loss shifts the labels
         if splits:
             args, kwargs, restore = offer(super().__init__, args, kwargs, splits)
             super().__init__(*args, **kwargs)
@@ -152,8 +163,7 @@ class FilterThenWeightMixin(_Base):
             WatchedSplit(Collated(splits["watch"], record_source), watch_every) if "watch" in splits else None
         )
         self._ftw_leaks = Leaks()
-        home = FilterThenWeightMixin.per_sample_loss
-        refuse(self, own_loss=per_sample_loss is not None or type(self).per_sample_loss is not home)
+        refuse(self)
         decode = decoder(getattr(self, "processing_class", None)) if record_text else None
         self._ftw_source, self._ftw_decode, self._ftw_recorded = record_source, decode, record is not None
         self._ftw_log = RunLog(
@@ -190,6 +200,7 @@ class FilterThenWeightMixin(_Base):
         pool = batches.map_tensors(lambda x: x.to(self.args.device), dict(inputs))
         ranks = Ranks(batches.size(pool, "pool"), several=self.accelerator.num_processes > 1)
         steps = getattr(self, "current_gradient_accumulation_steps", self.args.gradient_accumulation_steps)
+        self._ftw_compare(self.accelerator.unwrap_model(model), pool, ranks)
         counts = self._ftw_counts(pool)
         lengths = None if counts is None else ranks.rows(counts)
         target = None if self._ftw_target is None else self._ftw_target.at(self, step)
@@ -199,10 +210,20 @@ class FilterThenWeightMixin(_Base):
             target = None if target is None else self._ftw_scaled(target, None, 1)
         selector = self._ftw_prepared(model)
         watched = self._ftw_watched(selector.model, step)
-        keep = sum(map(self._ftw_kept, ranks.sizes))
-        autocast = self.accelerator.autocast()
-        how = {"keep": keep, "steps": steps, "policy": self._ftw_policy, "autocast": autocast}
-        selection = backward(selector, ranks, pool, target, **how)
+        self._ftw_shared = False
+        selection, shared = backward(
+            selector,
+            ranks,
+            {**pool, _ROWS: list(range(ranks.n))},
+            target,
+            keep=sum(map(self._ftw_kept, ranks.sizes)),
+            steps=steps,
+            policy=self._ftw_policy,
+            autocast=self.accelerator.autocast,
+            shared=lambda: self._ftw_shared_term if self._ftw_shared else None,
+        )
+        for logs, args, kwargs in self._ftw_notes.write(self, ranks.sum):
+            super().log(logs, *args, **kwargs)
         leaked = [] if goal is None else self._ftw_leaks.among(selection.indices, given, goal, step + 1, ranks)
         seconds = time.perf_counter() - start
         add = self._ftw_log.add
@@ -213,7 +234,8 @@ class FilterThenWeightMixin(_Base):
             self._ftw_watch.add(step + 1, float(selection.target_loss), watched)
         if dropped:
             logger.warning("step %d: samples %s of the pool are not finite and were dropped", step + 1, dropped)
-        return weighted_loss(selection).to(self.args.device) / steps
+        loss = weighted_loss(selection).to(self.args.device)
+        return (loss if shared is None else loss + shared) / steps
 
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Evaluate a batch without the entry that is for the record."""
@@ -222,6 +244,9 @@ class FilterThenWeightMixin(_Base):
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add what the selections said to the trainer's own log."""
+        if self._ftw_quiet is not None:
+            self._ftw_quiet.logs.append((logs, args, kwargs))
+            return
         if "loss" in logs:
             logs.update(self._ftw_log.means())
             self._ftw_log.write(**{name: logs[name] for name in ("grad_norm",) if name in logs})
@@ -230,29 +255,18 @@ class FilterThenWeightMixin(_Base):
     def per_sample_loss(self, model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
         """Return the losses (n,) of a batch: yours to override."""
         inputs = dict(inputs)
-        scale = inputs.pop(_SCALE, None)
+        scale, rows = inputs.pop(_SCALE, None), inputs.pop(_ROWS, None)
+        counts = None if scale is None else self._ftw_counts(inputs)
         with self.compute_loss_context_manager():
             if self._ftw_loss is not None:
                 own: Tensor = self._ftw_loss(model, inputs)
                 return own
-            shifted = inputs.pop("shift_labels", None)
-            labels = inputs.get("labels") if shifted is None else shifted
-            if labels is None:
-                raise ValueError(
-                    f"the batch has no 'labels', only {sorted(inputs)}; pass per_sample_loss=(model, inputs) -> (n,)"
-                )
-            config = getattr(_base(model), "config", None)
-            if not (getattr(config, "is_encoder_decoder", False) and "decoder_input_ids" not in inputs):
-                inputs.pop("labels", None)
-            outputs = model(**inputs)
-            logits = outputs["logits"] if isinstance(outputs, Mapping) else outputs[0]
-            return label_losses(
-                logits,
-                labels,
-                shift=shifted is None and self._ftw_causal(),
-                smoothing=self.args.label_smoothing_factor,
-                scale=scale,
-            )
+            with quiet(self) as wrote:
+                found, _ = own_losses(self, model, inputs)
+        if rows is not None:
+            self._ftw_notes.add(rows, wrote)
+            self._ftw_shared = self._ftw_shared or found.shared is not None
+        return found.rows if scale is None or counts is None else found.rows * (scale * counts).to(found.rows.dtype)
 
     # ------------------------------------------------------------------------------------------------------------------
     # Parts
@@ -280,22 +294,49 @@ class FilterThenWeightMixin(_Base):
             return None
         return watch.loss(self, model, step)
 
-    def _ftw_causal(self) -> bool:
-        """Tell whether the model predicts the next token."""
-        base = _base(self.accelerator.unwrap_model(self.model))
-        if getattr(getattr(base, "config", None), "is_encoder_decoder", False):
-            return False
-        return (
-            type(base).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
-            or getattr(base, "loss_type", None) == "ForCausalLM"
-        )
+    def _ftw_compare(self, model: nn.Module, pool: dict[str, Any], ranks: Ranks) -> None:
+        """Raise if the losses selected on are not the trainer's own; see `refuse_another_loss`."""
+        home = FilterThenWeightMixin.per_sample_loss
+        own = self._ftw_loss is not None or type(self).per_sample_loss is not home
+        if self._ftw_compared is model:
+            return
+        self._ftw_shift, wrong = causal(model), None
+        if self._ftw_shift and not own and self.label_smoother is not None and not smoothing_shifts(self, model):
+            logger.warning(
+                "label smoothing does not shift the labels of %s, which is not among transformers' causal language "
+                "models: the model learns to repeat its input; shift them yourself, or train without smoothing",
+                type(model).__name__,
+            )
+        if not own:
+            try:
+                places, counts = refuse_another_loss(self, model, pool)
+                labels = pool.get("labels")
+                if counts is not None and isinstance(labels, Tensor) and labels.ndim == 2:
+                    both = [token_counts(labels[places], shift=shift) for shift in (True, False)]
+                    if not torch.equal(*both):
+                        self._ftw_shift = torch.equal(counts, both[0])
+            except Exception as error:  # of which the other processes must hear
+                wrong = error
+        if ranks.exchange is not None:
+            every = [text for text in ranks.texts("" if wrong is None else str(wrong)) if text]
+            if every and wrong is None:
+                wrong = SelectionError(f"another process failed: {every[0]}")
+        if wrong is not None:
+            raise wrong
+        self._ftw_compared = model
+
+    def _ftw_shared_term(self, inputs: dict[str, Any]) -> Tensor | None:
+        """Return the term of a batch's loss that belongs to none of its samples."""
+        inputs = {name: x for name, x in inputs.items() if name not in (_SCALE, _ROWS)}
+        with self.compute_loss_context_manager(), quiet(self), torch.enable_grad():
+            return own_losses(self, self.accelerator.unwrap_model(self.model), inputs)[0].shared
 
     def _ftw_counts(self, inputs: Mapping[str, Any]) -> Tensor | None:
         """Return the number of labels of each sample (n,), if they are tokens."""
         labels = inputs.get("shift_labels", inputs.get("labels"))
         if not isinstance(labels, Tensor) or labels.ndim != 2 or labels.is_floating_point():
             return None
-        return token_counts(labels, shift="shift_labels" not in inputs and self._ftw_causal())
+        return token_counts(labels, shift="shift_labels" not in inputs and bool(self._ftw_shift))
 
     def _ftw_scaled(self, inputs: dict[str, Any], items: Tensor | int | None, steps: int) -> dict[str, Any]:
         """Return the batch with the factor (n,) that makes sums over tokens a loss of about one sample."""
@@ -311,8 +352,3 @@ class FilterThenWeightMixin(_Base):
 
 class FilterThenWeightTrainer(FilterThenWeightMixin, Trainer):
     """`transformers.Trainer` with selection; see `FilterThenWeightMixin`."""
-
-
-def _base(model: Any) -> Any:
-    """Return the model inside adapters."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
+import itertools
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-__all__ = ["check", "offer", "refuse"]
+__all__ = ["check", "offer", "refuse", "whole"]
 
+logger = logging.getLogger(__name__)
+
+LONGEST_STREAM = 10_000  # samples of a target that has no length
 POLICIES = ("best", "uniform", "skip", "raise")
 
 
-def refuse(trainer: Any, *, own_loss: bool) -> None:
+def refuse(trainer: Any) -> None:
     """Raise for what would silently mean something else."""
     if trainer.args.n_gpu > 1:
         raise ValueError(f"{trainer.args.n_gpu} GPUs in one process: start one process a GPU, with torchrun")
@@ -28,14 +34,6 @@ def refuse(trainer: Any, *, own_loss: bool) -> None:
         )
     if trainer.args.fp16:
         raise ValueError("fp16 scales the gradients that the selection measures; train in bf16 instead")
-    if own_loss:
-        return
-    remedy = "give the loss of each sample instead: per_sample_loss=(model, inputs) -> (n,)"
-    if trainer.compute_loss_func is not None or getattr(trainer.args, "loss_type", "nll") not in (None, "nll"):
-        raise ValueError(f"compute_loss_func and loss_type other than 'nll' give one loss a batch; {remedy}")
-    home = type(trainer).compute_loss
-    if home.__module__ not in ("transformers.trainer", "trl.trainer.sft_trainer"):
-        raise ValueError(f"{home.__qualname__} gives one loss a batch; {remedy}")
 
 
 def offer(
@@ -58,11 +56,52 @@ def offer(
     def restore(data: Any) -> tuple[dict[str, Any], Any]:
         data = dict(data)
         prepared = {name: data.pop(f"ftw_{name}") for name in splits}
+        for name in splits:
+            _refuse_lost(name, len(splits[name]), len(prepared[name]))
         if given is None:
             return prepared, None
         return prepared, data if isinstance(given, dict) else data["eval"]
 
     return tuple(args), dict(kwargs), restore
+
+
+def _refuse_lost(name: str, before: int, after: int) -> None:
+    """Raise if the trainer's preparation dropped all samples of a split; say so if it dropped some."""
+    remedy = "truncated prompts leave nothing to predict (max_length), and so do samples without an answer"
+    if after == 0:
+        raise ValueError(f"all {before} samples of {name}_dataset were dropped when the trainer prepared it: {remedy}")
+    if after < before:
+        logger.warning(
+            "%d of the %d samples of %s_dataset were dropped when the trainer prepared it: %s",
+            before - after, before, name, remedy,
+        )  # fmt: skip
+
+
+def whole(name: str, data: Any) -> Any:
+    """Return a split with a length: a stream is read to its end.
+
+    Raises
+    ------
+    TypeError
+        If the data are a mapping of several sets, or no data at all.
+    ValueError
+        If a stream does not end within ``LONGEST_STREAM`` samples.
+    """
+    if isinstance(data, Mapping):
+        raise TypeError(
+            f"{name}_dataset is a {type(data).__name__} of {sorted(map(str, data))}: one data set goes there; join "
+            "them (datasets.concatenate_datasets), or choose one of them"
+        )
+    if hasattr(data, "__len__"):
+        return data
+    if not hasattr(data, "__iter__"):
+        raise TypeError(f"{name}_dataset is a {type(data).__name__}; expected a data set")
+    samples = list(itertools.islice(data, LONGEST_STREAM + 1))
+    if len(samples) > LONGEST_STREAM:
+        raise ValueError(f"{name}_dataset is a stream of more than {LONGEST_STREAM} samples; pass stream.take(n)")
+    if type(data).__module__.startswith("datasets."):  # which trainers that tokenise know
+        return importlib.import_module("datasets").Dataset.from_list(samples)
+    return samples
 
 
 def check(
@@ -81,7 +120,5 @@ def check(
     if nothing_useful not in POLICIES:
         raise ValueError(f"nothing_useful={nothing_useful!r} must be one of {POLICIES}")
     for name, data in splits.items():
-        if not hasattr(data, "__len__"):
-            raise TypeError(f"{name}_dataset is a {type(data).__name__} without a length; pass list(...) of it")
         if len(data) == 0:
             raise ValueError(f"{name}_dataset is empty; pass None to do without it")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -48,17 +50,46 @@ class Ranks:
         """Return every process's text."""
         return [text] if self.exchange is None else self.exchange.texts(text)
 
+    def sum(self, number: int) -> int:
+        """Return the sum of a number over the processes."""
+        return sum(int(text) for text in self.texts(str(number)))
+
     def add(self, tensors: list[Tensor]) -> list[Tensor]:
         """Return the sums of tensors over the processes."""
         return tensors if self.exchange is None else self.exchange.add(tensors, "uniform")
 
 
 def backward(
-    selector: Selector, ranks: Ranks, pool: Any, target: Any, *, keep: int, steps: int, policy: str, autocast: Any
-) -> Selection:
+    selector: Selector,
+    ranks: Ranks,
+    pool: Any,
+    target: Any,
+    *,
+    keep: int,
+    steps: int,
+    policy: str,
+    autocast: Callable[[], AbstractContextManager[Any]],
+    shared: Callable[[], Callable[[Any], Tensor | None] | None] = lambda: None,
+) -> tuple[Selection, Tensor | None]:
     """Add the gradient of a pool's choice to ``.grad``, as one of ``steps`` pools; after an error it is as it was.
 
-    ``policy`` is that for a pool without anything useful; ``autocast`` is the context of the passes.
+    Parameters
+    ----------
+    keep : int
+        How many samples to choose.
+    steps : int
+        Pools whose mean gradient is the step's.
+    policy : str
+        For a pool without anything useful.
+    autocast : callable
+        Gives the context of a pass.
+    shared : callable, optional
+        Asked after the pool's pass for a function that returns the term of a batch's loss that belongs to no single
+        sample. That of the samples trained on is added; None: there is none.
+
+    Returns
+    -------
+    Selection, and the value of that term () or None
     """
     parameters = [p for p in selector.model.parameters() if p.requires_grad]
     before = [p.grad for p in parameters]
@@ -66,10 +97,14 @@ def backward(
     try:
         for p in parameters:
             p.grad = None
-        with autocast:
+        with autocast():
             selection = selector.backward(pool, target, keep=keep)
         if policy != "best" and int(selection.status) == Status.NOTHING_USEFUL:
             selection = _useless(parameters, selector, ranks, pool, selection, policy)
+        term, value = shared(), None
+        if term is not None:
+            with autocast():
+                value = _add_shared(parameters, selector, ranks, pool, selection, term)
         for p, old in zip(parameters, before, strict=True):
             if p.grad is None:
                 p.grad = old
@@ -83,7 +118,48 @@ def backward(
         if not done:
             for p, old in zip(parameters, before, strict=True):
                 p.grad = old
-    return selection
+    return selection, value
+
+
+def _add_shared(
+    parameters: list[nn.Parameter],
+    selector: Selector,
+    ranks: Ranks,
+    pool: Any,
+    selection: Selection,
+    term: Callable[[Any], Tensor | None],
+) -> Tensor:
+    """Add the gradient of the term that belongs to the batch of the samples trained on, times their weights' sum.
+
+    Returns its value.
+
+    As in data-parallel training, a process has a term of its own samples, and a micro-batch one of its own.
+    """
+    used = selection.weights > 0
+    indices, weights = selection.indices[used], selection.weights[used]
+    here = (indices >= ranks.start) & (indices < ranks.start + ranks.n)
+    mine, share = indices[here] - ranks.start, float(weights[here].sum())
+    total: list[Tensor | None] = [None] * len(parameters)
+    value = parameters[0].new_zeros(())
+    if len(mine):
+        for piece in batches.split(batches.take(pool, mine), len(mine), selector.options.micro_batch):
+            found = term(piece)
+            if found is None:
+                continue
+            part = share * batches.size(piece, "pool") / len(mine)
+            value = value + found.detach().to(value.dtype) * part
+            if not found.requires_grad:
+                continue
+            grads = torch.autograd.grad(found * part, parameters, allow_unused=True)
+            total = [x if g is None else g if x is None else x + g for x, g in zip(total, grads, strict=True)]
+    if ranks.exchange is not None:
+        full = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, total, strict=True)]
+        *added, value = ranks.add([*full, value])
+        total = list(added)
+    for p, g in zip(parameters, total, strict=True):
+        if g is not None:
+            p.grad = g.to(p.dtype) if p.grad is None else p.grad.add_(g.to(p.grad.dtype))
+    return value
 
 
 def _useless(

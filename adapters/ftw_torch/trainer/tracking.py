@@ -1,0 +1,229 @@
+"""A loss that is one number for a batch, followed as one number a sample.
+
+Inside the mode a model or a trainer computes its loss as ever. Each of torch's loss functions is evaluated a sample at
+a time as well, and the few operations between it and the loss that comes out (scaling, means, sums of two losses) are
+repeated on the samples' values. What is added that belongs to the batch as a whole, as a router's balance loss does,
+is kept apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from .losses import LOSSES, SampleLosses, sample_losses
+
+__all__ = ["Followed", "PerSample"]
+
+
+class Followed(NamedTuple):
+    """A scalar of the batch."""
+
+    value: Tensor  # (), held so that its id stays its own
+    rows: Tensor  # (n,), the same of each sample alone
+    shared: Tensor | None = None  # (), what was added for the batch as a whole
+
+
+_T = torch.Tensor
+_ADD = {torch.add, _T.add, _T.__add__, _T.__radd__, _T.add_, _T.__iadd__}
+_SUB = {torch.sub, _T.sub, _T.__sub__, _T.sub_, _T.__isub__}
+_RSUB = {_T.__rsub__}
+_MUL = {torch.mul, _T.mul, _T.__mul__, _T.__rmul__, _T.mul_, _T.__imul__, torch.multiply, _T.multiply}
+_DIV = {torch.div, _T.div, _T.__truediv__, _T.div_, _T.__itruediv__, torch.true_divide, _T.true_divide}
+_LINEAR = {_T.neg, torch.neg, _T.__neg__, _T.float, _T.double, _T.to, _T.clone, torch.clone, _T.contiguous}
+_ALONE = {_T.exp, torch.exp, _T.log, torch.log, _T.clamp, torch.clamp, _T.abs, torch.abs, _T.__pow__, _T.pow}
+_ALONE |= {_T.detach, _T.nan_to_num, torch.nan_to_num, _T.sqrt, torch.sqrt, torch.sigmoid, _T.sigmoid}
+_ALONE |= {_T.ne, _T.__ne__, _T.eq, _T.__eq__, _T.gt, _T.__gt__, _T.ge, _T.__ge__, _T.lt, _T.__lt__, _T.le, _T.__le__}
+_ALONE |= {_T.__and__, _T.__invert__, torch.logical_not, _T.logical_not, _T.bool, _T.long, _T.masked_fill}
+_TOTAL = {_T.sum, torch.sum, _T.mean, torch.mean}
+_SAME = {torch.as_tensor, _T.squeeze, torch.squeeze, _T.reshape, _T.view}
+_IN_PLACE = {_T.add_, _T.__iadd__, _T.sub_, _T.__isub__, _T.mul_, _T.__imul__, _T.div_, _T.__itruediv__}
+_BOTH = _ADD | _SUB | _RSUB | _MUL | _DIV | _LINEAR | _ALONE
+_OUT_OF_PLACE: dict[Any, Any] = {_T.add_: torch.add, _T.__iadd__: torch.add, _T.sub_: torch.sub, _T.__isub__: torch.sub}
+_OUT_OF_PLACE |= {_T.mul_: torch.mul, _T.__imul__: torch.mul, _T.div_: torch.div, _T.__itruediv__: torch.div}
+
+
+class PerSample(TorchFunctionMode):
+    """Follows losses a sample at a time while a forward runs.
+
+    Parameters
+    ----------
+    n : int
+        Samples of the batch.
+    sizes : frozenset of int, optional
+        How many labels a sample may have, see `sample_losses`.
+    """
+
+    def __init__(self, n: int, sizes: frozenset[int] | None = None) -> None:
+        super().__init__()
+        self.n, self.sizes = n, sizes
+        self.counts: Tensor | None = None  # (n,), labels of each sample in the last loss over classes
+        self._scalars: dict[int, Followed] = {}
+        self._leading: dict[int, Tensor] = {}  # elementwise terms of the loss, (n, ...) or (n * k, ...)
+        self._paused = False
+
+    def of(self, loss: Any) -> Followed | None:
+        """Return what is known of a scalar."""
+        return self._scalars.get(id(loss))
+
+    def follow(self, value: Tensor, rows: Tensor, shared: Tensor | None = None) -> Tensor:
+        """Go on from a scalar whose values a sample are given; return it."""
+        self._scalars[id(value)] = Followed(value, rows, shared)
+        return value
+
+    def lead(self, x: Tensor) -> Tensor:
+        """Go on from terms of the loss with the samples as their slowest axis; return them."""
+        self._leading[id(x)] = x
+        return x
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Follow nothing within a block."""
+        before, self._paused = self._paused, True
+        try:
+            yield
+        finally:
+            self._paused = before
+
+    def by_rows(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a loss function that is called on one sample at a time; its value is the mean."""
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if self._paused:
+                return function(*args, **kwargs)
+            kwargs = {k: None if k == "num_items_in_batch" else x for k, x in kwargs.items()}
+            pieces = _rows((args, kwargs), self.n)
+            if pieces is None:
+                return function(*args, **kwargs)
+            with self.paused():
+                rows = torch.stack([function(*a, **k).reshape(()) for a, k in pieces])  # (n,)
+                return self.follow(rows.mean(), rows)
+
+        return call
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Run a function of PyTorch, and follow it."""
+        kwargs = kwargs or {}
+        if self._paused:
+            return func(*args, **kwargs)
+        if func in LOSSES:
+            found = sample_losses(func, args, kwargs, self.n, self.sizes)
+            if isinstance(found, SampleLosses):
+                self.counts = self.counts if found.counts is None else found.counts
+                return self.follow(found.value, found.rows)
+            return func(*args, **kwargs) if found is None else self.lead(found)
+        if args and (self._scalars or self._leading):
+            first, second = args[0], args[1] if len(args) > 1 else None
+            if id(first) in self._scalars or id(second) in self._scalars:
+                return self._scalar(func, args, kwargs)
+            if id(first) in self._leading or id(second) in self._leading:
+                return self._terms(func, args, kwargs)
+        return func(*args, **kwargs)
+
+    def _scalar(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Run a function of a followed scalar."""
+        parts = [self._scalars.get(id(x)) for x in args[:2]]
+        out = func(*args, **kwargs)
+        if not isinstance(out, Tensor) or out.ndim:
+            return out
+        found = self._result(func, args, kwargs, parts, out)
+        if found is None:
+            self._scalars.pop(id(out), None)
+            return out
+        return self.follow(out, *found)
+
+    def _result(
+        self,
+        func: Any,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        parts: list[Followed | None],
+        out: Tensor,
+    ) -> tuple[Tensor, Tensor | None] | None:
+        """Return the samples' values of a function of followed scalars, and what is shared; None if not known."""
+        if func in _TOTAL or func in _SAME or func is _T.view_as:
+            return None if parts[0] is None else (parts[0].rows, parts[0].shared)
+        if func not in _BOTH:
+            return None
+        one, two = parts[0], parts[1] if len(parts) > 1 else None
+        rest = args[2:]
+        clean = _OUT_OF_PLACE.get(func, func)
+
+        def on(values: list[Any]) -> Tensor:
+            result: Tensor = clean(*values, *rest, **kwargs)
+            return result
+
+        rows = [x if p is None else p.rows for x, p in zip(args[:2], parts, strict=True)]
+        shares = [None if p is None else p.shared for p in parts]
+        if func in _ADD | _SUB | _RSUB:
+            other = args[1] if one is not None else args[0]
+            if (one is None or two is None) and isinstance(other, Tensor):
+                place = 1 if one is not None else 0  # of what belongs to the batch
+                rows[place], shares[place] = 0.0, other
+                if not isinstance(rows[0], Tensor):
+                    rows[0] = torch.zeros_like(rows[1])
+            shared = None
+            if any(x is not None for x in shares):
+                zero = torch.zeros((), dtype=out.dtype, device=out.device)
+                shared = on([zero if x is None else x for x in shares])
+            return on(rows), shared
+        if func in _MUL | _DIV:
+            if one is not None and two is not None:
+                return None if any(x is not None for x in shares) else (on(rows), None)
+            if shares[0] is not None:
+                return on(rows), on([shares[0], args[1]])
+            if len(shares) > 1 and shares[1] is not None:
+                return (on(rows), on([args[0], shares[1]])) if func in _MUL else None
+            return on(rows), None
+        if one is None or two is not None:
+            return None
+        if func in _LINEAR:
+            return on(rows), None if one.shared is None else on([one.shared, *args[1:2]])
+        return (on(rows), None) if one.shared is None else None
+
+    def _terms(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Run a function of terms of the loss."""
+        out = func(*args, **kwargs)
+        if not isinstance(out, Tensor):
+            return out
+        first = args[0]
+        if func in _TOTAL and id(first) in self._leading:
+            if out.ndim == 0 and first.ndim:
+                per = first.reshape(self.n, -1)
+                return self.follow(out, per.sum(1) if func in (_T.sum, torch.sum) else per.mean(1))
+            dims = kwargs.get("dim", args[1] if len(args) > 1 else None)
+            dims = (dims,) if isinstance(dims, int) else dims
+            if dims and all(d % first.ndim for d in dims):  # the slowest axis stays
+                return self.lead(out)
+            return out
+        if func in _BOTH | _SAME and out.ndim and out.shape[0] % self.n == 0:
+            known = first if id(first) in self._leading else args[1]
+            if func in _SAME or out.shape == known.shape:
+                return self.lead(out)
+        return out
+
+
+def _rows(values: Any, n: int) -> list[Any] | None:
+    """Return nested values for each of n samples: tensors (n, ...) are cut, all else is passed whole; None if none."""
+    if isinstance(values, Tensor):
+        return list(torch.split(values, 1)) if values.ndim and values.shape[0] == n else None
+    if isinstance(values, Mapping):
+        cut = {key: _rows(x, n) for key, x in values.items()}
+        if all(x is None for x in cut.values()):
+            return None
+        mapping: Any = type(values)
+        return [mapping(**{k: values[k] if x is None else x[i] for k, x in cut.items()}) for i in range(n)]
+    if isinstance(values, (tuple, list)) and not hasattr(values, "_fields"):
+        pieces = [_rows(x, n) for x in values]
+        if all(x is None for x in pieces):
+            return None
+        sequence: Any = type(values)
+        return [sequence(v if x is None else x[i] for v, x in zip(values, pieces, strict=True)) for i in range(n)]
+    return None
