@@ -33,6 +33,7 @@ from .callback import Between, Part
 from .losses import token_counts
 from .notes import PoolNotes
 from .own_loss import causal, own_losses, quiet, refuse_another_loss, smoothing_shifts
+from .ragged import Counts, cut, joined, known_counts
 from .run_log import RunLog, fingerprint, weighted_loss
 from .sample_record import about, decoder
 from .setup import check, offer, refuse, whole
@@ -89,6 +90,9 @@ class FilterThenWeightMixin(_Base):
         What to do with a pool in which no sample helps: train on the best scores, on the whole pool, on none, or raise.
     micro_batch, on_nonfinite, damping, shortlist, filter, weight, constraint, ridge, guard, solver
         See `FilterThenWeight`.
+    ragged : callable, optional
+        ``(inputs) -> {entry: counts (n,)}``: how many rows each sample has in entries of a batch that are laid end to
+        end (patches, images). Qwen-VL's layout is known.
     record : path, optional
         Append the run's record here, one JSON line an optimizer step; ``python -m ftw.report`` makes a page of it.
     record_text : bool
@@ -129,6 +133,7 @@ class FilterThenWeightMixin(_Base):
         ridge: float = 0.05,
         guard: float = 0.3,
         solver: Callable[..., Any] | None = None,
+        ragged: Counts | None = None,
         record: str | os.PathLike[str] | None = None,
         record_text: bool = False,
         record_source: str | None = None,
@@ -144,7 +149,7 @@ class FilterThenWeightMixin(_Base):
         self._ftw_options: dict[str, Any] = options | passed | ({} if solver is None else {"solver": solver})
         self._ftw_keep, self._ftw_every, self._ftw_after = keep, select_every, select_after
         self._ftw_unit, self._ftw_policy = loss_unit, nothing_useful
-        self._ftw_loss = per_sample_loss
+        self._ftw_loss, self._ftw_ragged = per_sample_loss, ragged
         self._ftw_selector: Selector | None = None
         self._ftw_quiet: Any = None  # where the notes of a loss go that is computed for a selection
         self._ftw_notes = PoolNotes()
@@ -197,7 +202,7 @@ class FilterThenWeightMixin(_Base):
         switch = getattr(self.optimizer, "train", None)
         if callable(switch):  # schedule-free optimizers
             switch()
-        pool = batches.map_tensors(lambda x: x.to(self.args.device), dict(inputs))
+        pool = self._ftw_cut(batches.map_tensors(lambda x: x.to(self.args.device), dict(inputs)))
         ranks = Ranks(batches.size(pool, "pool"), several=self.accelerator.num_processes > 1)
         steps = getattr(self, "current_gradient_accumulation_steps", self.args.gradient_accumulation_steps)
         self._ftw_compare(self.accelerator.unwrap_model(model), pool, ranks)
@@ -259,7 +264,7 @@ class FilterThenWeightMixin(_Base):
         counts = None if scale is None else self._ftw_counts(inputs)
         with self.compute_loss_context_manager():
             if self._ftw_loss is not None:
-                own: Tensor = self._ftw_loss(model, inputs)
+                own: Tensor = self._ftw_loss(model, joined(inputs))
                 return own
             with quiet(self) as wrote:
                 found, _ = own_losses(self, model, inputs)
@@ -282,6 +287,12 @@ class FilterThenWeightMixin(_Base):
             self._ftw_selector.memory.guard_watch = self._ftw_guard
         assert self._ftw_selector is not None
         return self._ftw_selector
+
+    def _ftw_cut(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a batch whose entries with several rows a sample are cut by sample."""
+        counts = self._ftw_ragged
+        config = getattr(self.accelerator.unwrap_model(self.model), "config", None)
+        return cut(inputs, known_counts(inputs, config) if counts is None else counts(inputs))
 
     def _ftw_kept(self, n: int) -> int:
         keep = self._ftw_keep

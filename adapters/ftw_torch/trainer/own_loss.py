@@ -20,6 +20,7 @@ from ftw_torch import batches
 from ftw_torch.errors import SelectionError
 
 from .losses import IGNORED
+from .ragged import joined
 from .tracking import Followed, PerSample
 
 __all__ = ["LossError", "alone", "causal", "own_losses", "quiet", "refuse_another_loss", "smoothing_shifts"]
@@ -40,6 +41,7 @@ def own_losses(trainer: Any, model: nn.Module, inputs: Mapping[str, Any]) -> tup
         If the loss cannot be taken apart, naming the trainer's or the model's class.
     """
     n = batches.size(inputs, "batch")
+    inputs = joined(inputs)
     mode = PerSample(n, _label_sizes(trainer, model, inputs))
     with ExitStack() as stack:
         stack.enter_context(_apart(trainer, model, mode))
@@ -58,7 +60,7 @@ def own_losses(trainer: Any, model: nn.Module, inputs: Mapping[str, Any]) -> tup
 
 def alone(trainer: Any, model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
     """Return the trainer's own loss of a batch, as it is."""
-    loss: Tensor = trainer.compute_loss(model, dict(inputs))
+    loss: Tensor = trainer.compute_loss(model, joined(inputs))
     return loss
 
 

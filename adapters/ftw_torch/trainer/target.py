@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ftw.spi import SplitWatch
 from ftw_torch import batches
 
+from .ragged import Part
 from .run_log import fingerprint
 from .step import Ranks
 
@@ -76,7 +77,7 @@ class Collated:
                 args.dataloader_persistent_workers = persistent
         batch = dict(self._loader.collate_fn([self._loader.dataset[i] for i in indices]))
         batch.pop(self.without, None)
-        return dict(batches.map_tensors(lambda x: x.to(trainer.args.device), batch))
+        return dict(trainer._ftw_cut(batches.map_tensors(lambda x: x.to(trainer.args.device), batch)))
 
 
 class Leaks:
@@ -134,11 +135,14 @@ def row_keys(batch: Mapping[str, Any]) -> list[str]:
     """Return a digest of each sample of a batch, whatever its padding."""
     tensors = {name: x.detach().cpu() for name, x in sorted(batch.items()) if isinstance(x, Tensor) and x.ndim}
     mask = tensors.pop("attention_mask", None)
+    parts = {name: x for name, x in sorted(batch.items()) if isinstance(x, list) and x and isinstance(x[0], Part)}
     keys = []
     for i in range(min((len(x) for x in tensors.values()), default=0)):
         digest = hashlib.sha256()
-        for name, x in tensors.items():
-            row = x[i] if mask is None or x.shape != mask.shape else x[i][mask[i].bool()]
+        rows = {
+            name: x[i] if mask is None or x.shape != mask.shape else x[i][mask[i].bool()] for name, x in tensors.items()
+        }
+        for name, row in (rows | {name: x[i].rows.detach().cpu() for name, x in parts.items()}).items():
             row = row.float() if row.dtype == torch.bfloat16 else row
             digest.update(f"{name}{tuple(row.shape)}".encode() + row.contiguous().numpy().tobytes())
         keys.append(digest.hexdigest()[:16])
