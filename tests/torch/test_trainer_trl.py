@@ -3,9 +3,12 @@
 import logging
 
 import pytest
+import torch
+from ftw_torch import SelectionError
 from ftw_torch.trainer import FilterThenWeightMixin
 from loss_kinds import mixtral
 from trainers import llama, logged, tiny_tokenizer
+from transformers import LlamaConfig, LlamaForSequenceClassification
 
 trl = pytest.importorskip("trl")
 datasets = pytest.importorskip("datasets")
@@ -89,3 +92,80 @@ def test_a_stream_as_target(tmp_path):
     stream = text(["a b c d", "b c d e", "d e"]).to_iterable_dataset().take(2)
     made = trained(tmp_path, SelectingSFTTrainer, llama(), target_dataset=stream)
     assert len(logged(made, "target_loss")) == 2
+
+
+class SelectingDPOTrainer(FilterThenWeightMixin, trl.DPOTrainer):
+    pass
+
+
+class SelectingRewardTrainer(FilterThenWeightMixin, trl.RewardTrainer):
+    pass
+
+
+def preferences(n, seed):
+    g = torch.Generator().manual_seed(seed)
+
+    def words(k):
+        return " ".join("abcdefg"[i] for i in torch.randint(0, 7, (k,), generator=g).tolist())
+
+    rows = [(words(2 + i % 3), words(2 + i % 2), words(1 + i % 4)) for i in range(n)]
+    return datasets.Dataset.from_dict(
+        {"prompt": [x[0] for x in rows], "chosen": [" " + x[1] for x in rows], "rejected": [" " + x[2] for x in rows]}
+    )
+
+
+def rewards(seed=0):
+    torch.manual_seed(seed)
+    config = LlamaConfig(**{**llama().config.to_dict(), "num_labels": 1, "pad_token_id": 0})
+    return LlamaForSequenceClassification(config)
+
+
+PREFERENCES = {
+    "sigmoid": (SelectingDPOTrainer, trl.DPOConfig, {}),
+    "sigmoid and hinge": (SelectingDPOTrainer, trl.DPOConfig, {"loss_type": ["sigmoid", "hinge"]}),
+    "ipo": (SelectingDPOTrainer, trl.DPOConfig, {"loss_type": ["ipo"]}),
+    "reward": (SelectingRewardTrainer, trl.RewardConfig, {}),
+    "reward, centred": (SelectingRewardTrainer, trl.RewardConfig, {"center_rewards_coefficient": 0.1}),
+}
+
+
+@pytest.mark.parametrize("name", PREFERENCES)
+def test_a_pair_is_a_sample(tmp_path, name):
+    """The whole pool is TRL's own step and log."""
+    kind, config, options = PREFERENCES[name]
+    plain = kind.__mro__[2]
+
+    def run(kind, **kwargs):
+        args = config(
+            output_dir=str(tmp_path), per_device_train_batch_size=6, per_device_eval_batch_size=4, max_steps=2,
+            logging_steps=1, save_strategy="no", report_to=[], use_cpu=True, disable_tqdm=True, max_length=12,
+            learning_rate=1e-2, bf16=False, **options,
+        )  # fmt: skip
+        model = rewards() if config is trl.RewardConfig else llama()
+        kwargs |= {} if config is trl.RewardConfig else {"ref_model": llama(seed=5)}
+        made = kind(
+            model=model, args=args, train_dataset=preferences(12, 0), processing_class=tiny_tokenizer(), **kwargs
+        )  # fmt: skip
+        made.train()
+        return made
+
+    theirs, ours = run(plain), run(kind, target_dataset=preferences(4, 1), **EVERYTHING)
+    names = [name for name in theirs.state.log_history[0] if name not in ("epoch", "step", "learning_rate")]
+    assert {"loss", "grad_norm", "num_tokens"} < set(names)
+    for name in names:
+        assert logged(ours, name) == pytest.approx(logged(theirs, name), rel=2e-4, abs=1e-6), name
+    chosen = run(kind, target_dataset=preferences(4, 1), keep=2, micro_batch=4)
+    assert logged(chosen, "picked_share") == [2 / 6] * 2
+
+
+def test_a_loss_that_sorts_pairs_is_refused_by_name(tmp_path):
+    args = trl.DPOConfig(
+        output_dir=str(tmp_path), per_device_train_batch_size=6, max_steps=1, report_to=[], use_cpu=True,
+        disable_tqdm=True, bf16=False, loss_type=["aot"],
+    )  # fmt: skip
+    made = SelectingDPOTrainer(
+        model=llama(), args=args, train_dataset=preferences(12, 0), processing_class=tiny_tokenizer(),
+        target_dataset=preferences(4, 1), keep=2, ref_model=llama(seed=5),
+    )  # fmt: skip
+    with pytest.raises(SelectionError, match=r"DPOTrainer\.compute_loss with LlamaForCausalLM"):
+        made.train()

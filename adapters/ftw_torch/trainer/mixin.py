@@ -33,6 +33,7 @@ from .callback import Between, Part
 from .losses import token_counts
 from .notes import PoolNotes
 from .own_loss import causal, own_losses, quiet, refuse_another_loss, smoothing_shifts
+from .pairs import pairs, takes_pairs
 from .ragged import Counts, cut, joined, known_counts
 from .run_log import RunLog, fingerprint, weighted_loss
 from .sample_record import about, decoder
@@ -290,6 +291,8 @@ class FilterThenWeightMixin(_Base):
 
     def _ftw_cut(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Return a batch whose entries with several rows a sample are cut by sample."""
+        if takes_pairs(self):
+            return pairs(inputs)
         counts = self._ftw_ragged
         config = getattr(self.accelerator.unwrap_model(self.model), "config", None)
         return cut(inputs, known_counts(inputs, config) if counts is None else counts(inputs))

@@ -20,6 +20,7 @@ from ftw_torch import batches
 from ftw_torch.errors import SelectionError
 
 from .losses import IGNORED
+from .pairs import PAIRED
 from .ragged import joined
 from .tracking import Followed, PerSample
 
@@ -41,11 +42,11 @@ def own_losses(trainer: Any, model: nn.Module, inputs: Mapping[str, Any]) -> tup
         If the loss cannot be taken apart, naming the trainer's or the model's class.
     """
     n = batches.size(inputs, "batch")
-    inputs = joined(inputs)
+    paired, inputs = PAIRED in inputs, joined(inputs)
     mode = PerSample(n, _label_sizes(trainer, model, inputs))
     with ExitStack() as stack:
         stack.enter_context(_apart(trainer, model, mode))
-        called: Any = _Unfused(model, mode) if _is_trl(trainer) else model
+        called: Any = _Unfused(model, mode, paired) if _is_trl(trainer) else model
         with mode:
             loss = trainer.compute_loss(called, dict(inputs))
     found = mode.of(loss)
@@ -113,18 +114,19 @@ def quiet(trainer: Any) -> Iterator[SimpleNamespace]:
     held, tokens = getattr(trainer, "_metrics", None), getattr(trainer, "_total_train_tokens", None)
     if isinstance(held, Mapping):
         trainer._metrics = wrote.metrics = {mode: defaultdict(list) for mode in held}
-    gather, accelerator = "gather_for_metrics", trainer.accelerator
-    own = vars(accelerator).get(gather)
-    setattr(accelerator, gather, lambda x, *_, **__: x)  # processes need not make as many calls
+    accelerator, gathers = trainer.accelerator, ("gather", "gather_for_metrics")
+    own = {name: vars(accelerator)[name] for name in gathers if name in vars(accelerator)}
+    for name in gathers:  # processes need not make as many calls
+        setattr(accelerator, name, lambda x, *_, **__: x)
     before, trainer._ftw_quiet = trainer._ftw_quiet, wrote
     try:
         yield wrote
     finally:
         trainer._ftw_quiet = before
-        if own is None:
-            delattr(accelerator, gather)
-        else:
-            setattr(accelerator, gather, own)
+        for name in gathers:
+            delattr(accelerator, name)
+            if name in own:
+                setattr(accelerator, name, own[name])
         if isinstance(held, Mapping):
             trainer._metrics = held
         if tokens is not None:
@@ -219,16 +221,20 @@ def _label_sizes(trainer: Any, model: nn.Module, inputs: Mapping[str, Any]) -> f
 class _Unfused:
     """A model whose fused head, which TRL adds, is the plain one: the capture reads its weights."""
 
-    def __init__(self, model: nn.Module, mode: PerSample) -> None:
-        self._model, self._mode = model, mode
+    def __init__(self, model: nn.Module, mode: PerSample, paired: bool) -> None:
+        self._model, self._mode, self._paired = model, mode, paired
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
 
     def __call__(self, *args: Any, fused_lm_head: bool = False, **inputs: Any) -> Any:
         """Return the model's outputs, or what TRL reads of the fused head's."""
+        follow = self._mode.halve if self._paired else self._mode.lead
         if not fused_lm_head:
-            return self._model(*args, **inputs)
+            outputs = self._model(*args, **inputs)
+            if self._paired:
+                follow(outputs.logits)
+            return outputs
         labels = inputs.pop("labels", None)
         shifted = inputs.pop("shift_labels", None)
         outputs = self._model(*args, **inputs)
@@ -243,12 +249,14 @@ class _Unfused:
                 log_p = logits.detach().log_softmax(-1)
                 entropy = -(log_p.exp() * log_p).sum(-1).masked_fill(~mask, 0)
                 top = (log_p.argmax(-1) == shifted) & mask
-        self._mode.counts = mask.sum(1)
+                mean = logits.detach().mean(-1).masked_fill(~mask, 0)
+        self._mode.counts = None if self._paired else mask.sum(1)
         return SimpleNamespace(
-            log_probs=self._mode.lead(-losses),
+            log_probs=follow(-losses),
             entropy=entropy,
             is_top1=top,
-            label_mask=self._mode.lead(mask),
+            label_mask=follow(mask),
+            mean_logits=mean,
             aux_loss=getattr(outputs, "aux_loss", None),
             loss=None,
         )

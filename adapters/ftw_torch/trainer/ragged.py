@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .pairs import laid_out
+
 __all__ = ["Counts", "Part", "cut", "joined", "known_counts"]
 
 Counts = Callable[[Mapping[str, Any]], Mapping[str, Sequence[int] | Tensor]]
@@ -109,4 +111,4 @@ def joined(inputs: Mapping[str, Any]) -> dict[str, Any]:
             batch[name] = x
         elif any(len(part.rows) for part in x):
             batch[name] = torch.cat([part.rows for part in x])
-    return batch
+    return laid_out(batch)

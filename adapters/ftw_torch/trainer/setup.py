@@ -13,6 +13,7 @@ __all__ = ["check", "offer", "refuse", "whole"]
 
 logger = logging.getLogger(__name__)
 
+ONLINE = ("trl.trainer.grpo_trainer", "trl.trainer.rloo_trainer")
 LONGEST_STREAM = 10_000  # samples of a target that has no length
 POLICIES = ("best", "uniform", "skip", "raise")
 
@@ -31,6 +32,12 @@ def refuse(trainer: Any) -> None:
         raise ValueError(
             "the collator lays all samples of a batch into one row, which would be one candidate: padding_free=False, "
             "and with packing packing_strategy='wrapped'"
+        )
+    online = [kind.__name__ for kind in type(trainer).__mro__ if kind.__module__ in ONLINE]
+    if online:
+        raise ValueError(
+            f"{online[0]} makes its samples within the step, where the mixin expects a batch of them: write the loop, "
+            "with ftw_torch.losses.grpo as the loss of a group"
         )
     if trainer.args.fp16:
         raise ValueError("fp16 scales the gradients that the selection measures; train in bf16 instead")

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -41,6 +42,7 @@ _ALONE |= {_T.detach, _T.nan_to_num, torch.nan_to_num, _T.sqrt, torch.sqrt, torc
 _ALONE |= {_T.ne, _T.__ne__, _T.eq, _T.__eq__, _T.gt, _T.__gt__, _T.ge, _T.__ge__, _T.lt, _T.__lt__, _T.le, _T.__le__}
 _ALONE |= {_T.__and__, _T.__invert__, torch.logical_not, _T.logical_not, _T.bool, _T.long, _T.masked_fill}
 _TOTAL = {_T.sum, torch.sum, _T.mean, torch.mean}
+_ALONE |= {F.logsigmoid, torch.relu, F.relu, _T.relu, torch.log1p, _T.log1p, torch.exp, _T.__rpow__}
 _SAME = {torch.as_tensor, _T.squeeze, torch.squeeze, _T.reshape, _T.view}
 _IN_PLACE = {_T.add_, _T.__iadd__, _T.sub_, _T.__isub__, _T.mul_, _T.__imul__, _T.div_, _T.__itruediv__}
 _BOTH = _ADD | _SUB | _RSUB | _MUL | _DIV | _LINEAR | _ALONE
@@ -65,6 +67,7 @@ class PerSample(TorchFunctionMode):
         self.counts: Tensor | None = None  # (n,), labels of each sample in the last loss over classes
         self._scalars: dict[int, Followed] = {}
         self._leading: dict[int, Tensor] = {}  # elementwise terms of the loss, (n, ...) or (n * k, ...)
+        self._halves: dict[int, Tensor] = {}  # (2 n, ...): of all chosen, then of all rejected
         self._paused = False
 
     def of(self, loss: Any) -> Followed | None:
@@ -79,6 +82,11 @@ class PerSample(TorchFunctionMode):
     def lead(self, x: Tensor) -> Tensor:
         """Go on from terms of the loss with the samples as their slowest axis; return them."""
         self._leading[id(x)] = x
+        return x
+
+    def halve(self, x: Tensor) -> Tensor:
+        """Go on from terms of pairs, the first of all samples before the second; return them."""
+        self._halves[id(x)] = x
         return x
 
     @contextmanager
@@ -119,6 +127,8 @@ class PerSample(TorchFunctionMode):
                 self.counts = self.counts if found.counts is None else found.counts
                 return self.follow(found.value, found.rows)
             return func(*args, **kwargs) if found is None else self.lead(found)
+        if args and id(args[0]) in self._halves:
+            return self._pairs(func, args, kwargs)
         if args and (self._scalars or self._leading):
             first, second = args[0], args[1] if len(args) > 1 else None
             if id(first) in self._scalars or id(second) in self._scalars:
@@ -203,11 +213,31 @@ class PerSample(TorchFunctionMode):
             if dims and all(d % first.ndim for d in dims):  # the slowest axis stays
                 return self.lead(out)
             return out
+        if _keeps_rows(func, args) and first.shape[:1] == out.shape[:1]:
+            return self.lead(out)
         if func in _BOTH | _SAME and out.ndim and out.shape[0] % self.n == 0:
             known = first if id(first) in self._leading else args[1]
             if func in _SAME or out.shape == known.shape:
                 return self.lead(out)
         return out
+
+    def _pairs(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Run a function of terms of pairs."""
+        out, first = func(*args, **kwargs), args[0]
+        if func in (torch.chunk, _T.chunk):
+            chunks, dim = (*args[1:], *(kwargs[k] for k in ("chunks", "dim") if k in kwargs), 0)[:2]
+            return tuple(map(self.lead, out)) if chunks == 2 and dim == 0 else out
+        if not isinstance(out, Tensor) or not out.ndim or len(out) != len(first):
+            return out
+        if func in _BOTH | _SAME or (func in _TOTAL and out.ndim < first.ndim) or _keeps_rows(func, args):
+            return self.halve(out)
+        return out
+
+
+def _keeps_rows(func: Any, args: tuple[Any, ...]) -> bool:
+    """Tell whether an index leaves the slowest axis as it is."""
+    index = args[1] if func is _T.__getitem__ and len(args) == 2 else None
+    return isinstance(index, tuple) and (index[0] is Ellipsis or index[0] == slice(None))
 
 
 def _rows(values: Any, n: int) -> list[Any] | None:
