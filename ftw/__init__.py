@@ -7,6 +7,7 @@ package loads none of them.
 from . import filters, guard, optimizers, sketch
 from .constraints import Box, CappedSimplex, NonNegative, Simplex, SourceShares
 from .filters import Filtered, resample
+from .forward_scores import forward_scores, forward_step
 from .geometry import Diagonal, Kronecker, Polar, Rotated, Scale
 from .gradients import Dense, OuterProduct, Packed, PackedRows, Rows, Sum, combine, take
 from .inner_products import cross_gram, gram, scores
@@ -48,6 +49,8 @@ __all__ = [
     "cross_gram",
     "filter_then_weight",
     "filters",
+    "forward_scores",
+    "forward_step",
     "gram",
     "guard",
     "optimizers",

@@ -21,6 +21,10 @@ class Ambient:
     def __init__(self) -> None:
         self.states = [(kind, torch.get_autocast_dtype(kind)) for kind in KINDS if torch.is_autocast_enabled(kind)]
 
+    def dtypes(self, device: torch.device) -> list[torch.dtype]:
+        """Return the dtype that it computes in on a device, if any."""
+        return [dtype for kind, dtype in self.states if kind == device.type]
+
     @contextmanager
     def off(self) -> Iterator[None]:
         """Run a block without it."""

@@ -13,12 +13,13 @@ from ftw.filters import Filter
 from ftw.sketch import LARGEST
 from ftw.spi import check_options
 
-__all__ = ["FilterName", "Mode", "OnNonfinite", "Options", "Weight"]
+__all__ = ["FilterName", "Mode", "OnNonfinite", "Options", "Score", "Weight"]
 
 FilterName = Literal["matching", "top_k", "greedy_utility"]
 Weight = Literal["qp", "uniform"]
 OnNonfinite = Literal["raise", "drop"]
 Mode = Literal["auto", "one_pass", "two_pass"]
+Score = Literal["exact", "forward"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,12 +40,16 @@ class Options:
     mode: Mode = "auto"
     memory_budget: int | None = None
     gram_sketch: int | None = None
+    score: Score = "exact"
+    score_step: float | None = None
+    train_on_target: float = 0.0
 
     def __post_init__(self) -> None:
         """Raise what is wrong with the options, by name."""
         if not isinstance(self.keep, int) or isinstance(self.keep, bool) or self.keep < 1:
             raise ValueError(f"keep={self.keep!r} must be an int >= 1")
-        for name, allowed in (("on_nonfinite", get_args(OnNonfinite)), ("mode", get_args(Mode))):
+        literals = {"on_nonfinite": OnNonfinite, "mode": Mode, "score": Score}
+        for name, allowed in ((name, get_args(kind)) for name, kind in literals.items()):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be one of {', '.join(allowed)}")
         for name in ("micro_batch", "memory_budget", "gram_sketch"):
@@ -55,6 +60,10 @@ class Options:
             raise ValueError(f"gram_sketch={self.gram_sketch} must be at most {LARGEST}")
         if not isinstance(self.damping, (int, float)) or not 0.0 <= self.damping < math.inf:
             raise ValueError(f"damping={self.damping!r} must be a finite number >= 0")
+        if self.score_step is not None and not (_is_number(self.score_step) and 0.0 < self.score_step < math.inf):
+            raise ValueError(f"score_step={self.score_step!r} must be a finite number > 0, or None")
+        if not (_is_number(self.train_on_target) and 0.0 <= self.train_on_target <= 1.0):
+            raise ValueError(f"train_on_target={self.train_on_target!r} must be a number in [0, 1]")
         if self.solver is not None and not callable(self.solver):
             raise TypeError(f"solver is a {type(self.solver).__name__}; expected a callable like ftw.solve_qp, or None")
         self.shortlist_of(max(self._bounds(), default=max(self.keep, 2**20)))
@@ -92,3 +101,7 @@ class Options:
 
     def _bounded(self) -> bool:
         return isinstance(self.constraint, tuple)
+
+
+def _is_number(x: Any) -> bool:
+    return isinstance(x, (int, float)) and not isinstance(x, bool)

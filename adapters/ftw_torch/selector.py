@@ -18,6 +18,7 @@ import logging
 import math
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -35,14 +36,16 @@ from .capture.passes import Passes, uncompiled
 from .errors import TargetWarning
 from .fsdp import refuse_sharded
 from .optim.geometry import geometry
-from .options import FilterName, Mode, OnNonfinite, Options, Weight
+from .options import FilterName, Mode, OnNonfinite, Options, Score, Weight
 from .step.audit import audit
-from .step.decide import decide
+from .step.decide import decide_batches
+from .step.forward_scores import ForwardPass
 from .step.memory import Memory
 from .step.pool_pass import PoolPass, PoolPlan
 from .step.products import pool_products
+from .step.selected import weighted_loss
 from .step.solver import best_solver
-from .step.target import Target, refuse_nonfinite, target_of
+from .step.target import Target, refuse_nonfinite, refuse_nonfinite_update, target_of
 
 __all__ = ["FilterThenWeight"]
 
@@ -94,6 +97,17 @@ class FilterThenWeight:
         Take the Gram matrix from count sketches of this size (at most 32767, see `ftw.sketch`): entries are wrong by
         about ``|g_i| |g_j| / sqrt(size)``. For two passes in micro-batches, where the exact one
         has to capture the shortlist again.
+    score : {"exact", "forward"}
+        "forward" takes the scores from two forward passes over the pool, ``(loss_i(theta) - loss_i(theta - s P g_T)) /
+        s``: any layer, compiled models too, at two thirds of a plain step. What the filter and the weights need beyond
+        scores comes from the shortlist alone, captured exactly; top-k with uniform weights needs nothing, and its
+        picks are trained by an ordinary backward, which draws dropout masks of its own. The guard is off: it would
+        capture the target's samples, and the pool.
+    score_step : float, optional
+        The s of ``score="forward"``; by default it is chosen by `ftw.forward_step`.
+    train_on_target : float
+        The share a of the target's own gradient in the update, ``(1 - a) sum_i w_i g_i + a g_T``, with g_T as it is
+        without the guard.
 
     Notes
     -----
@@ -133,6 +147,9 @@ class FilterThenWeight:
         mode: Mode = "auto",
         memory_budget: int | None = None,
         gram_sketch: int | None = None,
+        score: Score = "exact",
+        score_step: float | None = None,
+        train_on_target: float = 0.0,
     ) -> None:
         check_parts(model, per_sample_loss)
         if scaler is not None and not hasattr(scaler, "scale"):
@@ -152,6 +169,9 @@ class FilterThenWeight:
             mode=mode,
             memory_budget=memory_budget,
             gram_sketch=gram_sketch,
+            score=score,
+            score_step=score_step,
+            train_on_target=train_on_target,
         )
         self.model, self.optimizer, self.per_sample_loss, self.scaler = model, optimizer, per_sample_loss, scaler
         self.memory = Memory(two_passes=mode == "two_pass")
@@ -192,7 +212,7 @@ class FilterThenWeight:
         and one that changes a gradient is refused at the first use after it is registered.
         """
         try:
-            selection, update, parameters = self._choose(pool, target, keep, compose=True)
+            (selection,), update, parameters = self._choose(pool, target, keep, compose=True)
         except Overflow as overflow:
             first = next(iter(trainable(self.model).values()))
             first.grad = torch.full_like(first, math.inf)
@@ -205,19 +225,64 @@ class FilterThenWeight:
     def select(self, pool: Any, target: Any, *, keep: int | None = None) -> Selection:
         """Return the choice and its weights; ``.grad`` stays untouched. Otherwise like `backward`."""
         try:
-            return self._choose(pool, target, keep, compose=False)[0]
+            return self._choose(pool, target, keep, compose=False)[0][0]
         except Overflow as overflow:
             return overflow.selection
+
+    def batches(self, pool: Any, target: Any, *, steps: int, keep: int | None = None) -> list[Selection]:
+        """Return ``steps`` disjoint selections of one scored pool, each for a plain weighted backward of its own.
+
+        Each is the choice from what the ones before left over: the next best by score for top-k, and a match of the
+        same g_T by the samples not yet used for the others. All are made now, at the present parameters, and nothing
+        of the pool is kept.
+
+        Parameters
+        ----------
+        pool, target, keep
+            As in `backward`; ``keep`` samples for each selection.
+        steps : int
+            Number R of selections; ``R * keep`` samples must be in the pool. Fewer come back only if
+            ``on_nonfinite="drop"`` leaves too few samples, and the last may then be shorter than ``keep``.
+
+        Returns
+        -------
+        list of ftw.Selection
+            Without a Gram matrix (top-k with uniform weights) ``match`` and ``predicted_decrease`` are NaN: the updates
+            are not composed. After an overflow under a GradScaler all are NOT_FINITE, with weights of NaN.
+
+        Examples
+        --------
+        >>> for selection in selector.batches(pool, target, steps=4):  # doctest: +SKIP
+        ...     optimizer.zero_grad()
+        ...     selector.weighted_loss(pool, selection, target).backward()
+        ...     optimizer.step()
+        """
+        if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
+            raise ValueError(f"steps={steps!r} must be an int >= 1")
+        try:
+            return self._choose(pool, target, keep, compose=False, steps=steps)[0]
+        except Overflow as overflow:
+            return [overflow.selection] * steps
+
+    def weighted_loss(self, pool: Any, selection: Selection, target: Any = None) -> Tensor:
+        """Return the loss () whose gradient is the selection's update, at the present parameters.
+
+        ``sum_i w_i loss_i`` over the samples of the pool with a weight; with ``train_on_target=a`` it is ``(1 - a)``
+        times that and ``a`` times the target's mean loss, and the target is required. An ordinary forward, under the
+        autocast that is on; call ``backward()`` of it, or of what a GradScaler makes of it.
+        """
+        return weighted_loss(self.model, self.per_sample_loss, pool, selection, target, self.options.train_on_target)
 
     # ------------------------------------------------------------------------------------------------------------------
     # The stages
 
     def _choose(
-        self, pool: Any, target: Any, keep: int | None, *, compose: bool
-    ) -> tuple[Selection, dict[str, Tensor], dict[str, nn.Parameter]]:
-        """Return the selection, the update if it is asked for, and the parameters."""
+        self, pool: Any, target: Any, keep: int | None, *, compose: bool, steps: int | None = None
+    ) -> tuple[list[Selection], dict[str, Tensor], dict[str, nn.Parameter]]:
+        """Return the selections, the update of the first if it is asked for, and the parameters."""
         n = batches.size(pool, "pool")
-        keep = check_keep(self.options.keep if keep is None else keep, n)
+        measured, steps = steps is None, 1 if steps is None else steps
+        keep = check_keep(self.options.keep if keep is None else keep, n, steps)
         if target is not None:
             batches.size(target, "target")
             refuse_other_device(pool, target)
@@ -232,26 +297,39 @@ class FilterThenWeight:
             scale = self.scaler.scale(torch.ones((), device=next(iter(parameters.values())).device))
         memory, options, ambient = self.memory, self.options, Ambient()
         passes = Passes(self.model, self.per_sample_loss, memory.slow, ambient, scale)
-        with torch.no_grad(), uncompiled(), ambient.off():
-            self._audit(ambient, parameters, pool, target)
+        forward, asked = options.score == "forward", options.gram_of(n, keep)
+        asked = min(n, asked + (steps - 1) * keep) if asked else 0  # covers the shortlists of later selections
+        captures = asked > 0 or not forward
+        with torch.no_grad(), ambient.off(), uncompiled() if not forward else nullcontext():
+            if captures:
+                with uncompiled():
+                    self._audit(ambient, parameters, pool, target)
             aim = self._target(passes, parameters, pool, target)
             operators = geometry(self.optimizer, parameters, aim.mean, damping=options.damping)
             captured = None
-            if target is None:  # the pool is its own target: its records are there
+            if target is None and not forward:  # the pool is its own target: its records are there
                 assert aim.samples is not None
                 captured, aim = (aim.losses, aim.samples), aim._replace(samples=None)
             plan = self._plan(n, keep, guarded=aim.samples is not None)
-            pool_pass = PoolPass(passes, parameters, pool, aim.mean, operators, plan, memory.reused, captured)
+            if forward:
+                refuse_nonfinite(aim.losses, None, "target")
+            kind = functools.partial(ForwardPass, options.score_step, aim.losses) if forward else PoolPass
+            pool_pass = kind(passes, parameters, pool, aim.mean, operators, plan, memory.reused, captured)
             pool_pass.run()
-            if plan.keep and not pool_pass.kept:
+            if plan.keep and not pool_pass.kept and not forward:
                 memory.two_passes = True
-            products = pool_products(pool_pass, aim, operators, options.gram_of(n, keep))
+            products = pool_products(pool_pass, aim, operators, asked)
             refuse_nonfinite(products.target_losses, None, "target")
             solver = best_solver() if options.solver is None else options.solver
-            selection = decide(products, options, keep, solver, scaled=scaled)
-            note_guard(memory.guard_watch, selection, products.targets)
-            update = products.update(selection.indices, selection.weights) if compose else {}
-            return selection, update, parameters
+            products.measured = measured
+            selections = decide_batches(products, options, keep, solver, steps, scaled=scaled)
+            note_guard(memory.guard_watch, selections[0], products.targets)
+            update = products.update(selections[0].indices, selections[0].weights) if compose else {}
+            if compose and options.train_on_target:
+                update = aim.blended(update, options.train_on_target, scale)
+            if compose and forward and not scaled:
+                refuse_nonfinite_update(update)
+            return selections, update, parameters
 
     def _audit(self, ambient: Ambient, parameters: dict[str, nn.Parameter], pool: Any, target: Any) -> None:
         """Compare captured gradients with autograd's where that is due."""
@@ -269,6 +347,9 @@ class FilterThenWeight:
     def _target(self, passes: Passes, parameters: dict[str, nn.Parameter], pool: Any, target: Any) -> Target:
         """Return the target's mean gradient, with its samples' records if the guard needs them."""
         micro_batch = self.options.micro_batch
+        if self.options.score == "forward":
+            batch, what = (pool, "pool") if target is None else (target, "target")
+            return target_of(passes, parameters, batch, micro_batch, samples=False, what=what)
         if target is None:
             return target_of(passes, parameters, pool, micro_batch, samples=True, what="pool")
         guarded = self.options.guard != 0
@@ -299,12 +380,14 @@ def check_parts(model: Any, per_sample_loss: Any) -> None:
         raise TypeError(f"per_sample_loss is a {type(per_sample_loss).__name__}; expected (model, batch) -> (n,)")
 
 
-def check_keep(keep: Any, n: int | None = None) -> int:
+def check_keep(keep: Any, n: int | None = None, steps: int = 1) -> int:
     """Return how many of n samples to keep, or raise if that is no number of them."""
     if not isinstance(keep, int) or isinstance(keep, bool) or keep < 1:
         raise ValueError(f"keep={keep!r} must be an int >= 1")
     if n is not None and keep > n:
         raise ValueError(f"keep={keep} exceeds the pool of {n} samples; offer more candidates or keep fewer")
+    if n is not None and keep * steps > n:
+        raise ValueError(f"{steps} selections of keep={keep} exceed the pool of {n} samples; offer more candidates")
     return keep
 
 

@@ -58,6 +58,16 @@ class Passes:
 
     def losses(self, batch: Any, n: int, what: str) -> Tensor:
         """Return the per-sample losses (n,) of a batch, or raise what is wrong with them."""
+        losses = self.values(batch, n, what)
+        if not losses.requires_grad:
+            raise ValueError(
+                f"the losses of the {what} do not depend on any parameter that requires a gradient; is something "
+                "detached, or computed under torch.no_grad()?"
+            )
+        return losses
+
+    def values(self, batch: Any, n: int, what: str) -> Tensor:
+        """Return the per-sample losses (n,) of a batch, which need not record a gradient."""
         with self.ambient.on():
             losses = self.per_sample_loss(self.model, batch)
         if not isinstance(losses, Tensor) or tuple(losses.shape) != (n,):
@@ -66,11 +76,6 @@ class Passes:
                 f"per_sample_loss must return one loss for each of the {n} samples of the {what}, a tensor ({n},); "
                 f"got {got}. A loss function's reduction='none', then a mean over tokens, gives that; a mean over "
                 "samples does not"
-            )
-        if not losses.requires_grad:
-            raise ValueError(
-                f"the losses of the {what} do not depend on any parameter that requires a gradient; is something "
-                "detached, or computed under torch.no_grad()?"
             )
         return losses
 

@@ -28,7 +28,7 @@ from ftw_torch.capture.passes import Randomness
 from ftw_torch.errors import CaptureWarning, SelectionError
 from ftw_torch.records.join import join
 
-__all__ = ["Audits", "audit"]
+__all__ = ["Audits", "audit", "same_state"]
 
 MAX_SAMPLES = 3  # enough to tell samples apart; an audit must not take more memory than a step
 
@@ -104,7 +104,7 @@ def _compare(
     wrong: dict[str, float] = {}
     few = batches.take(batch, torch.arange(n))
     for attempt in range(2):
-        with _same_state(parameters, buffers) as again:
+        with same_state(parameters, buffers) as again:
             found, records = capture(parameters, few, what)
             if not bool(torch.isfinite(found).all()):
                 return None
@@ -119,10 +119,10 @@ def _compare(
         wrong, told = _disagreements(parameters, ours, theirs, _coarsest(dtypes))
         if not wrong:
             if n == MAX_SAMPLES:  # else the model may take no more
-                with _same_state(parameters, buffers):
+                with same_state(parameters, buffers):
                     _refuse_shares(losses, batch, what, Randomness(parameters))
             return told
-        if attempt == 0 and not _independent(losses, few, batch, what, found, lambda: _same_state(parameters, buffers)):
+        if attempt == 0 and not _independent(losses, few, batch, what, found, lambda: same_state(parameters, buffers)):
             break
         if attempt == 0:
             for name in wrong:
@@ -242,7 +242,7 @@ def _listed(wrong: Mapping[str, float]) -> str:
 
 
 @contextmanager
-def _same_state(parameters: Mapping[str, nn.Parameter], buffers: Sequence[Tensor]) -> Iterator[Callable[[], None]]:
+def same_state(parameters: Mapping[str, nn.Parameter], buffers: Sequence[Tensor]) -> Iterator[Callable[[], None]]:
     """Give a function that rewinds random generators and buffers to the start of the block; rewind them after it."""
     devices = sorted({p.device.index or 0 for p in parameters.values() if p.device.type == "cuda"})
     with torch.random.fork_rng(devices=devices):

@@ -19,7 +19,7 @@ from ftw_torch.amp import Overflow, overflowed
 from ftw_torch.errors import NonFiniteError, SelectionError
 from ftw_torch.options import Options
 
-__all__ = ["Candidates", "decide"]
+__all__ = ["Candidates", "decide", "decide_batches"]
 
 
 class Candidates(Protocol):
@@ -60,6 +60,33 @@ def decide(candidates: Candidates, options: Options, keep: int, solver: Any, *, 
 
     ``scaled`` says that a GradScaler multiplied the losses: a gradient that overflows is then passed on to it.
     """
+    good = _good(candidates, options, keep, scaled)
+    return _decided(candidates, options, keep if good is None else min(keep, len(good)), solver, good)
+
+
+def decide_batches(
+    candidates: Candidates, options: Options, keep: int, solver: Any, steps: int, *, scaled: bool = False
+) -> list[Selection]:
+    """Return disjoint selections of one pool, each the choice from the candidates that the ones before left over.
+
+    Fewer than ``steps`` if dropped candidates leave none.
+    """
+    rest = _good(candidates, options, keep, scaled)  # (n',)
+    out: list[Selection] = []
+    for _ in range(steps):
+        left = len(candidates.losses) if rest is None else len(rest)
+        if left == 0:
+            break
+        chosen = _decided(candidates, options, min(keep, left), solver, rest)
+        unmeasured = torch.isnan(chosen.predicted_decrease)
+        out.append(chosen._replace(match=chosen.match.masked_fill(unmeasured, torch.nan)))
+        every = torch.arange(left) if rest is None else rest
+        rest = every[~torch.isin(every, out[-1].indices)]
+    return out
+
+
+def _good(candidates: Candidates, options: Options, keep: int, scaled: bool) -> Tensor | None:
+    """Return the candidates (n',) that are finite, None for all; raise if some are not and may not be dropped."""
     losses, scores = candidates.losses, candidates.scores
     bad = ~(torch.isfinite(losses) & torch.isfinite(scores))  # (n,)
     if bool((scores == 0).all()):
@@ -67,10 +94,12 @@ def decide(candidates: Candidates, options: Options, keep: int, solver: Any, *, 
             "the scores of all candidates are exactly zero: the target's gradient does not reach any parameter "
             "that the pool trains, or the optimizer's response is zero"
         )
-    good = None
-    if bool(bad.any()):
-        good = _finite(candidates, options, keep, bad, scaled)
-        keep = min(keep, len(good))
+    return _finite(candidates, options, keep, bad, scaled) if bool(bad.any()) else None
+
+
+def _decided(candidates: Candidates, options: Options, keep: int, solver: Any, good: Tensor | None) -> Selection:
+    """Return the choice among the candidates ``good`` (n',), all for None."""
+    losses, scores = candidates.losses, candidates.scores
     candidates.good = good
     remaining = scores if good is None else scores[good]
     chosen = choose(

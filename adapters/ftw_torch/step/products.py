@@ -53,6 +53,7 @@ class PoolProducts:
         self.losses, self.scores, self.target_losses, self.square, self.lengths, self._gram, self._known = fetched
         self.targets = 0 if target.samples is None else target.samples.samples
         self.good: Tensor | None = None
+        self.measured = True  # whether an update is composed for its length
         self._composed: dict[tuple[Any, ...], dict[str, Tensor]] = {}
 
     def named(self, bad: Tensor) -> str:
@@ -77,7 +78,9 @@ class PoolProducts:
         return found
 
     def length(self, indices: Tensor, weights: Tensor) -> Tensor:
-        """Return ``|sum_i w_i g_i|^2`` ()."""
+        """Return ``|sum_i w_i g_i|^2`` (), NaN where it is not measured."""
+        if not self.measured:
+            return torch.full((), torch.nan, dtype=self.scores.dtype)
         update = self.update(self._place(indices), weights)
         found = _sum([inner(g, self.operators[name], g) for name, g in update.items()])
         return self.pool_pass.unscaled(found, 2).to(self.scores.device)

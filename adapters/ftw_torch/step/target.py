@@ -18,7 +18,7 @@ from ftw_torch.records.pool import Pool
 
 from .stream import worth_writing, written
 
-__all__ = ["Target", "named_samples", "refuse_nonfinite", "refuse_target", "target_of"]
+__all__ = ["Target", "named_samples", "refuse_nonfinite", "refuse_nonfinite_update", "refuse_target", "target_of"]
 
 
 class Target(NamedTuple):
@@ -27,6 +27,16 @@ class Target(NamedTuple):
     mean: dict[str, Tensor]  # g_T, under the shapes of records
     losses: Tensor  # (m,)
     samples: Pool | None = None
+    used: frozenset[str] = frozenset()  # parameters that the target's losses depend on
+
+    def blended(self, update: Mapping[str, Tensor], share: float, scale: Tensor | None) -> dict[str, Tensor]:
+        """Return ``(1 - share) update + share g_T``; ``scale`` is a GradScaler's, which the update carries already."""
+        out = {name: g * (1 - share) for name, g in update.items()}
+        for name in self.used:
+            g = self.mean[name] * share
+            g = g if scale is None else g * scale.to(g.device, g.dtype)
+            out[name] = out[name] + g if name in out else g
+        return out
 
 
 def target_of(
@@ -56,6 +66,7 @@ def target_of(
             records.append(captured)
         pool = Pool(parameters, records, [len(x) for x in losses])
         mean = pool.combine(range(m), [1 / m] * m)
+    used = frozenset(mean)
     mean = {
         name: passes.unscaled(mean[name]) if name in mean else p.detach().new_zeros(seen(p.shape))
         for name, p in parameters.items()
@@ -63,7 +74,7 @@ def target_of(
     every = torch.cat(losses)  # (m,)
     if every.device.type == "cpu" and what == "target":  # elsewhere looking waits: done together with the pool's
         refuse_nonfinite(every, None, "target")
-    return Target(mean, every, pool)
+    return Target(mean, every, pool, used)
 
 
 def _write(name: str, record: Record) -> Record:
@@ -81,6 +92,18 @@ def refuse_target(goal: Target) -> None:
     if broken:
         raise NonFiniteError(
             f"the gradient of the target is not finite in {', '.join(map(repr, broken[:8]))}", parameters=broken
+        )
+
+
+def refuse_nonfinite_update(update: Mapping[str, Tensor]) -> None:
+    """Raise if an update is not finite: losses that are do not tell of a gradient that is not."""
+    finite = [torch.isfinite(g).all() for g in update.values()]
+    if finite and not bool(torch.stack(finite).all()):
+        broken = [name for name, g in update.items() if not bool(torch.isfinite(g).all())]
+        raise NonFiniteError(
+            f"the gradient of the selected samples is not finite in {', '.join(map(repr, broken[:8]))}, although "
+            "their losses are; score='exact' names the samples, and on_nonfinite='drop' then goes on without them",
+            parameters=broken,
         )
 
 
