@@ -45,7 +45,8 @@ def forward_scores(losses: Array, losses_after: Array, step: Any) -> Array:
         )
     wide = xp.float64 if losses.dtype == xp.float64 else xp.float32
     before, after = xp.astype(losses, wide), xp.astype(losses_after, wide)  # (n,), (n,)
-    return (before - after) / _array.scalar_like(step, before)
+    scores: Array = (before - after) / _array.scalar_like(step, before)
+    return scores
 
 
 @_array.quiet

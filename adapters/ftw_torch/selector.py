@@ -33,6 +33,7 @@ from .capture.backward import accumulate
 from .capture.coupling import refuse_coupled_layers
 from .capture.discovery import trainable
 from .capture.passes import Passes, uncompiled
+from .checks import check_keep, check_parts, refuse_other_device
 from .errors import TargetWarning
 from .fsdp import refuse_sharded
 from .optim.geometry import geometry
@@ -311,8 +312,6 @@ class FilterThenWeight:
                 assert aim.samples is not None
                 captured, aim = (aim.losses, aim.samples), aim._replace(samples=None)
             plan = self._plan(n, keep, guarded=aim.samples is not None)
-            if forward:
-                refuse_nonfinite(aim.losses, None, "target")
             kind = functools.partial(ForwardPass, options.score_step, aim.losses) if forward else PoolPass
             pool_pass = kind(passes, parameters, pool, aim.mean, operators, plan, memory.reused, captured)
             pool_pass.run()
@@ -370,32 +369,6 @@ class FilterThenWeight:
         if not asked and guarded and (not kept or budget is not None):
             asked = options.shortlist_of(n, keep)  # the guard's means come from the Gram matrix where no records are
         return PoolPlan(asked, kept, options.micro_batch, budget, options.gram_sketch)
-
-
-def check_parts(model: Any, per_sample_loss: Any) -> None:
-    """Raise if the model or the loss is something else."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model is a {type(model).__name__}; expected an nn.Module")
-    if not callable(per_sample_loss):
-        raise TypeError(f"per_sample_loss is a {type(per_sample_loss).__name__}; expected (model, batch) -> (n,)")
-
-
-def check_keep(keep: Any, n: int | None = None, steps: int = 1) -> int:
-    """Return how many of n samples to keep, or raise if that is no number of them."""
-    if not isinstance(keep, int) or isinstance(keep, bool) or keep < 1:
-        raise ValueError(f"keep={keep!r} must be an int >= 1")
-    if n is not None and keep > n:
-        raise ValueError(f"keep={keep} exceeds the pool of {n} samples; offer more candidates or keep fewer")
-    if n is not None and keep * steps > n:
-        raise ValueError(f"{steps} selections of keep={keep} exceed the pool of {n} samples; offer more candidates")
-    return keep
-
-
-def refuse_other_device(pool: Any, target: Any) -> None:
-    """Raise if the pool and the target live on different devices."""
-    devices = [sorted(map(str, batches.devices(batch))) for batch in (pool, target)]
-    if devices[0] != devices[1]:
-        raise ValueError(f"the pool lives on {devices[0]}, the target on {devices[1]}; move one to the other")
 
 
 def note_guard(watch: GuardWatch, selection: Selection, targets: int) -> None:

@@ -56,7 +56,8 @@ class ForwardPass(PoolPass):
             with same_state(self.parameters, buffers), shifted(self.parameters, direction, step):
                 after = self._losses()
             self.losses = self._losses()
-        self.scores = ftw.forward_scores(self.losses, after, step)
+        scores: Any = ftw.forward_scores(self.losses, after, step)
+        self.scores = scores  # (n,)
         self.randomness = Randomness(self.parameters)  # later passes draw masks of their own
 
     def gram(self, indices: Tensor | None) -> Tensor:
@@ -101,8 +102,8 @@ def shifted(
         torch.clear_autocast_cache()  # it holds 16-bit copies of theta
         yield
     finally:
-        for p, old in reversed(held):  # views of one storage too
-            p.data.copy_(old)
+        for moved, old in reversed(held):  # views of one storage too
+            moved.data.copy_(old)
         torch.clear_autocast_cache()
 
 

@@ -1,0 +1,37 @@
+"""What is wrong with the arguments of a selector and of a step, said before anything is computed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from . import batches
+
+__all__ = ["check_keep", "check_parts", "refuse_other_device"]
+
+
+def check_parts(model: Any, per_sample_loss: Any) -> None:
+    """Raise if the model or the loss is something else."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}; expected an nn.Module")
+    if not callable(per_sample_loss):
+        raise TypeError(f"per_sample_loss is a {type(per_sample_loss).__name__}; expected (model, batch) -> (n,)")
+
+
+def check_keep(keep: Any, n: int | None = None, steps: int = 1) -> int:
+    """Return how many of n samples to keep, or raise if that is no number of them."""
+    if not isinstance(keep, int) or isinstance(keep, bool) or keep < 1:
+        raise ValueError(f"keep={keep!r} must be an int >= 1")
+    if n is not None and keep > n:
+        raise ValueError(f"keep={keep} exceeds the pool of {n} samples; offer more candidates or keep fewer")
+    if n is not None and keep * steps > n:
+        raise ValueError(f"{steps} selections of keep={keep} exceed the pool of {n} samples; offer more candidates")
+    return keep
+
+
+def refuse_other_device(pool: Any, target: Any) -> None:
+    """Raise if the pool and the target live on different devices."""
+    devices = [sorted(map(str, batches.devices(batch))) for batch in (pool, target)]
+    if devices[0] != devices[1]:
+        raise ValueError(f"the pool lives on {devices[0]}, the target on {devices[1]}; move one to the other")
