@@ -15,9 +15,10 @@ Everything is plain NumPy, compiled by numba as it stands where numba is install
 package ``ftw_compiled`` solves the problem of ``qp.py`` with the same result in a fraction of the time.
 """
 
-from . import filters, gradients, guard, preconditioning, projections, qp, quotas, shares, similarity, step
+from . import filters, forward, gradients, guard, preconditioning, projections, qp, quotas, shares, similarity, step
 from ._jit import COMPILED
 from .filters import Filtered, boltzmann, greedy_utility, matching, threshold, top_k
+from .forward import forward_scores, forward_step
 from .guard import shrinkage
 from .projections import Box, CappedSimplex, NonNegative, Simplex, project
 from .qp import QPSolution, solve_qp
@@ -43,6 +44,9 @@ __all__ = [
     "cross_gram",
     "filter_then_weight",
     "filters",
+    "forward",
+    "forward_scores",
+    "forward_step",
     "gradients",
     "gram",
     "greedy_utility",

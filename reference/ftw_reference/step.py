@@ -253,7 +253,11 @@ def run_filter(
     """
     if places is not None:
         if not callable(chooser):
-            named: dict[str, Any] = {"matching": filters.matching, "top_k": filters.top_k, "greedy_utility": filters.greedy_utility}
+            named: dict[str, Any] = {
+                "matching": filters.matching,
+                "top_k": filters.top_k,
+                "greedy_utility": filters.greedy_utility,
+            }
             options = {"ridge": ridge} if chooser == "matching" else {}
             given = (b,) if chooser == "top_k" else (b, K)
             found: Filtered = named[chooser](*given, keep, quota=places, **options)

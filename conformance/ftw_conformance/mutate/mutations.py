@@ -511,4 +511,12 @@ MUTATIONS: list[Mutation] = [
             "the guard's distance is a sum",
         ),
     ),
+    *_all(
+        "forward_scores.py",
+        ("(before - after) /", "(after - before) /", "scores of the wrong sign"),
+        ("/ _array.scalar_like(step, before)", "* 1.0", "scores not divided by the step"),
+        ("eps**0.5", "eps", "a step of eps in place of its root"),
+        ("xp.mean(xp.abs(", "xp.mean((", "losses of both signs cancel in the step"),
+        ("usable = (slope > 0)", "usable = (slope != 0)", "a step upward"),
+    ),
 ]
