@@ -33,12 +33,12 @@ from .capture.backward import accumulate
 from .capture.coupling import refuse_coupled_layers
 from .capture.discovery import trainable
 from .capture.passes import Passes, uncompiled
-from .checks import check_keep, check_parts, refuse_other_device
 from .errors import TargetWarning
 from .fsdp import refuse_sharded
 from .optim.geometry import geometry
 from .options import FilterName, Mode, OnNonfinite, Options, Score, Weight
 from .step.audit import audit
+from .step.checks import check_keep, check_parts, refuse_other_device
 from .step.decide import decide_batches
 from .step.forward_scores import ForwardPass
 from .step.memory import Memory

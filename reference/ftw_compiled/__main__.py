@@ -3,7 +3,8 @@
 import sys
 import time
 
-from .compilation import compile_kernels, is_ready
+from .ahead import compile_kernels
+from .compilation import is_ready
 
 
 def main() -> int:

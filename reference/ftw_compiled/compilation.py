@@ -1,4 +1,4 @@
-"""Compile the kernels ahead of time, and tell cheaply whether that was done on this machine.
+"""How the kernels are compiled, and whether that was done on this machine.
 
 Compiling takes 20 to 50 seconds, once: numba keeps the result on disk. ``python -m ftw_compiled`` does it and leaves a
 mark beside numba's files, with a digest of everything the result depends on. A training step looks at the mark alone,
@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-__all__ = ["COMPILED", "compile_kernels", "is_ready", "jit_fast"]
+__all__ = ["COMPILED", "is_ready", "jit_fast", "mark"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -42,37 +42,10 @@ def jit_fast(function: F) -> F:
 
 def is_ready() -> bool:
     """Tell whether the kernels were compiled on this machine, without importing numba."""
-    return COMPILED and _mark().exists()
+    return COMPILED and mark().exists()
 
 
-def compile_kernels() -> None:
-    """Compile the kernels, or load them from numba's cache, and leave the mark.
-
-    Raises
-    ------
-    ImportError
-        If numba or scipy is not installed.
-    OSError
-        If the mark cannot be written.
-    """
-    if not COMPILED:
-        raise ImportError("the compiled solver needs numba and scipy: pip install 'filter-then-weight[reference]'")
-    import numpy as np
-    from ftw_reference import CappedSimplex, NonNegative
-
-    from .qp import solve_qp
-
-    K, c = np.eye(3), np.ones(3)
-    for constraint in (NonNegative(), CappedSimplex(0.5)):
-        solve_qp(K, c, constraint)
-        solve_qp(K, c, constraint, start=c)
-        solve_qp(np.stack([K, K]), np.stack([c, c]), constraint)
-    mark = _mark()
-    mark.parent.mkdir(parents=True, exist_ok=True)
-    mark.touch()
-
-
-def _mark() -> Path:
+def mark() -> Path:
     """Return the file that says that the kernels of this source, numba, Python and processor are in the cache."""
     here = Path(__file__)
     digest = hashlib.sha256(here.with_name("kernels.py").read_bytes())

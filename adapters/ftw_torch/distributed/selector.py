@@ -32,12 +32,12 @@ from ftw_torch.capture.backward import accumulate
 from ftw_torch.capture.coupling import refuse_coupled_layers
 from ftw_torch.capture.discovery import trainable
 from ftw_torch.capture.passes import Passes, uncompiled
-from ftw_torch.checks import check_keep, check_parts
 from ftw_torch.fsdp import cut_as, part_bytes, refuse_offloaded, refuse_sharded, whole
 from ftw_torch.options import FilterName, OnNonfinite, Options, Weight
 from ftw_torch.records.join import join, seen
 from ftw_torch.selector import note_guard
 from ftw_torch.step.audit import audit
+from ftw_torch.step.checks import check_keep, check_parts
 from ftw_torch.step.decide import decide
 from ftw_torch.step.memory import Memory
 from ftw_torch.step.solver import best_solver

@@ -94,7 +94,11 @@ def cut(inputs: Mapping[str, Any], counts: Mapping[str, Sequence[int] | Tensor])
             got = f"a tensor {tuple(rows.shape)}" if isinstance(rows, Tensor) else f"a {type(rows).__name__}"
             raise ValueError(f"ragged counts {sum(each)} rows of {name!r} in {len(each)} samples; the batch has {got}")
         batch[name] = [Part(x) for x in torch.split(rows, each)]
-    sizes = {name: len(x) for name, x in batch.items() if isinstance(x, (Tensor, list)) and getattr(x, "ndim", 1)}
+    sizes = {
+        name: len(x)
+        for name, x in batch.items()
+        if isinstance(x, (Tensor, list)) and (not isinstance(x, Tensor) or x.ndim)
+    }
     if len(set(sizes.values())) > 1:
         raise ValueError(
             f"the entries of the batch disagree in the number of samples: {sizes}. If an entry has several rows a "

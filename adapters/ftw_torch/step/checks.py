@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from . import batches
+from ftw_torch import batches
 
 __all__ = ["check_keep", "check_parts", "refuse_other_device"]
 
