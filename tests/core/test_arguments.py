@@ -5,19 +5,20 @@ from __future__ import annotations
 from functools import partial
 
 import explicit
-import ftw_reference as ref
-import jax
 import models
 import numpy as np
 import pytest
-import torch
-from conftest import BACKENDS
+from backends import BACKENDS, optional
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 
 import ftw
 from ftw import filters
+
+ref = optional("ftw_reference")
+jax = optional("jax")
+torch = optional("torch")
 
 ERRORS = (ValueError, TypeError)
 

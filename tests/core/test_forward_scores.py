@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import ftw_reference as ref
 import numpy as np
 import pytest
+from backends import optional
 from numpy.testing import assert_allclose
 
 import ftw
+
+ref = optional("ftw_reference")
 
 
 def test_on_a_quadratic_only_the_curvature_term_is_left(xp, rng):

@@ -1,15 +1,16 @@
 """Scores, Gram matrices and combinations against gradients and operators written out in NumPy."""
 
 import explicit
-import jax
 import models
 import numpy as np
 import pytest
-from conftest import BACKENDS
+from backends import BACKENDS, optional
 from numpy.testing import assert_allclose
 
 import ftw
 from ftw.inner_products import squared_norms
+
+jax = optional("jax")
 
 # XLA compiles every shape anew, so the JAX backends run fewer records, with the kinds of operators mixed.
 EAGER = [(name, kind, None) for name in ("numpy", "strict", "torch") for kind in models.KINDS]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from conftest import BACKENDS
+from backends import BACKENDS
 from numpy.testing import assert_allclose
 
 from ftw import guard

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
-import torch
+from backends import optional
 
 import ftw
 from ftw import _array
+
+jax = optional("jax")
+torch = optional("torch")
 
 DTYPES = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import explicit
-import jax
 import numpy as np
 import pytest
-import torch
-from conftest import BACKENDS
+from backends import BACKENDS, optional
 from numpy.testing import assert_allclose
 
 import ftw
 from ftw import optimizers as rules
+
+jax = optional("jax")
+torch = optional("torch")
 
 STEPS = 12
 optim = torch.optim

@@ -2,19 +2,20 @@
 
 import array_api_compat
 import explicit
-import jax
-import jax.numpy as jnp
 import models
 import numpy as np
 import pytest
-import torch
-from conftest import BACKENDS
+from backends import BACKENDS, optional
 from numpy.testing import assert_allclose
 
 import ftw
 from ftw import _plan
 from ftw.inner_products import plan_piece, squared_norms
 from ftw.sketch import count_sketch, low_rank, low_rank_scores
+
+jax = optional("jax")
+jnp = optional("jax.numpy")
+torch = optional("torch")
 
 NUMBERS = {  # of the tokens' samples, of four documents
     "unequal": [0, 1, 1, 1, 1, 1, 2, 2, 3],

@@ -7,13 +7,15 @@ import tracemalloc
 import array_api_compat
 import numpy as np
 import pytest
-import torch
-from torch.utils.flop_counter import FlopCounterMode
+from backends import optional
 
 import ftw
 from ftw import _plan
 from ftw._plan import Side
 from ftw.inner_products import plan_piece
+
+torch = optional("torch")
+flop_counter = optional("torch.utils.flop_counter")
 
 SHAPES = [(6, 4, 32, 24), (6, 4, 24, 32), (3, 1, 200, 100), (8, 16, 12, 20), (2, 2, 300, 300), (5, 3, 1, 7)]
 
@@ -24,7 +26,7 @@ def layer(n, t, d_out, d_in):
 
 
 def flops(call):
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter.FlopCounterMode(display=False) as counter:
         call()
     return counter.get_total_flops()
 

@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from conftest import BACKENDS
+from backends import BACKENDS
 from ftw_conformance.problems import KINDS, make
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st

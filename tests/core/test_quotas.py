@@ -188,7 +188,9 @@ def noisy(scores, gram, k):
     return filters.top_k(-scores, k)
 
 
-@pytest.mark.parametrize("filter", ["matching", "top_k", "greedy_utility", few, noisy], ids=str)
+@pytest.mark.parametrize(
+    "filter", ["matching", "top_k", "greedy_utility", few, noisy], ids=lambda f: getattr(f, "__name__", f)
+)
 def test_the_choice_obeys_from_any_shortlist(xp, rng, filter):
     x, g, p = model(rng)
     b = ftw.scores(x, g, p)

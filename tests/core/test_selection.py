@@ -5,18 +5,19 @@ from __future__ import annotations
 import itertools
 
 import explicit
-import ftw_compiled
-import jax
 import models
 import numpy as np
 import pytest
-import scipy.linalg
-import scipy.optimize
-from conftest import BACKENDS
+from backends import BACKENDS, optional
 from numpy.testing import assert_allclose
 
 import ftw
 from ftw import Box, CappedSimplex, NonNegative, Simplex, Status
+
+ftw_compiled = optional("ftw_compiled")
+jax = optional("jax")
+scipy_linalg = optional("scipy.linalg")
+scipy_optimize = optional("scipy.optimize")
 
 N = 9
 SIMPLEX = Simplex(1.0)
@@ -60,7 +61,7 @@ def nnls(K, c, ridge):
     if len(c) == 0:
         return np.zeros(0)
     L = np.linalg.cholesky(K + ridge * np.eye(len(c)))
-    return scipy.optimize.nnls(L.T, np.linalg.solve(L, c))[0]
+    return scipy_optimize.nnls(L.T, np.linalg.solve(L, c))[0]
 
 
 def brute_matching(b, K, keep, ridge):
@@ -87,7 +88,7 @@ def brute_greedy(b, K, keep):
 
 def brute_doubt(G, d, T, P):
     """By a ridge regression of the target on the candidates, all of length one in P, and by the lengths."""
-    root = scipy.linalg.sqrtm(P).real
+    root = scipy_linalg.sqrtm(P).real
     G, d, T = G @ root, d @ root, T @ root
     design = np.concatenate([(G / np.linalg.norm(G, axis=1, keepdims=True)).T, np.sqrt(0.05) * np.eye(len(G))])
     goal = np.concatenate([d / np.linalg.norm(d), np.zeros(len(G))])

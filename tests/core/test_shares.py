@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import daqp
-import ftw_reference as ref
-import jax
 import numpy as np
 import pytest
-from conftest import BACKENDS
+from backends import BACKENDS, optional
 from ftw_conformance import problems
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,6 +13,10 @@ from numpy.testing import assert_allclose
 import ftw
 from ftw import SourceShares, Status
 from ftw.constraints import project
+
+daqp = optional("daqp")
+ref = optional("ftw_reference")
+jax = optional("jax")
 
 SOURCES = np.array([0, 1, 2, 0, 1, 2, -1, 0, 1])
 LOWER, UPPER = (0.1, 0, 0.3), (0.5, 0.2, None)

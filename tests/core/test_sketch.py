@@ -8,7 +8,7 @@ import explicit
 import models
 import numpy as np
 import pytest
-from conftest import BACKENDS
+from backends import BACKENDS
 from numpy.testing import assert_allclose
 
 import ftw
