@@ -9,9 +9,21 @@ __all__ = ["every_case"]
 
 def every_case() -> list[Case | Refusal]:
     """Return the whole table; names are unique."""
-    from . import choices, forward, plans, products, projections, refusals, selections, sketches, updates, weights
+    from . import (
+        choices,
+        forward,
+        plans,
+        products,
+        projections,
+        refusals,
+        selections,
+        sketches,
+        sources,
+        updates,
+        weights,
+    )
 
-    parts = (products, weights, choices, updates, selections, forward, sketches, refusals, plans, projections)
+    parts = (products, weights, choices, updates, selections, forward, sketches, refusals, plans, projections, sources)
     table = [case for part in parts for case in part.cases()]
     names = [case.name for case in table]
     assert len(set(names)) == len(names), sorted(n for n in names if names.count(n) > 1)
