@@ -21,7 +21,7 @@ from .reasons import Chosen, reasons
 from .status import Status
 from .weighing import at, weigh
 
-__all__ = ["Products", "Selection", "check_options", "choose", "strata"]
+__all__ = ["Products", "Selection", "check_options", "choose", "shortlist_order", "strata"]
 
 
 class Selection(NamedTuple):
@@ -143,12 +143,9 @@ def choose(
     xp, n = _array.namespace(scores, *_array.leaves(bounds), what="choose"), scores.shape[0]
     go_on = check_options(n, keep, filter, weight, constraint, ridge, shortlist, guard, quota, fill)
     solver = solver or solve_qp
-    order = _array.argsort_descending(xp, scores)  # (n,)
     wanted = _places(xp, scores, keep, quota, bounds[1])
-    within = passed_over = None
-    if wanted is not None:
-        within = quotas.attainable(xp, wanted)
-        order, _, passed_over = quotas.front(xp, quotas.scaled(within, keep, go_on), order, go_on)
+    within = None if wanted is None else quotas.attainable(xp, wanted)
+    order, passed_over = _order(xp, scores, keep, go_on, within)
     short = xp.sort(order[:go_on])  # (s,): in the order of the candidates, so that ties go by index
     b = xp.take(scores, short)  # (s,)
     asked = short if go_on < n else None
@@ -220,6 +217,23 @@ def choose(
         relaxed=_relaxed(xp, wanted, indices, weighed.relaxed),
         reasons=why,
     )
+
+
+def shortlist_order(scores: Array, keep: int, size: int, quota: Quota | None, constraint: Any) -> Any:
+    """Return all candidates (n,) in the order in which `choose` takes ``size`` of them to its shortlist."""
+    xp = _array.namespace(scores, what="shortlist_order")
+    shares = constraint if isinstance(constraint, SourceShares) else None
+    wanted = _places(xp, scores, keep, quota, shares)
+    return _order(xp, scores, keep, size, None if wanted is None else quotas.attainable(xp, wanted))[0]
+
+
+def _order(xp: Any, scores: Any, keep: int, size: int, within: Places | None) -> tuple[Any, Any]:
+    """Return the candidates (n,), those of the shortlist in front, and who is off it by the quota alone (n,)."""
+    order = _array.argsort_descending(xp, scores)  # (n,)
+    if within is None:
+        return order, None
+    order, _, over = quotas.front(xp, quotas.scaled(within, keep, size), order, size)
+    return order, over
 
 
 def _places(xp: Any, scores: Any, keep: int, quota: Quota | None, shares: SourceShares | None) -> Places | None:

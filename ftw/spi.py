@@ -3,7 +3,8 @@
 The choice without gradients
     `choose` takes scores and the inner products that it asks for (`Products`), and makes the choice of
     `ftw.filter_then_weight`; `strata` says of which candidates the guard's mean of the pool is formed;
-    `check_options` raises what is wrong with the options.
+    `check_options` raises what is wrong with the options. `shortlist_order` says which candidates go on to the Gram
+    matrix, and `unfilled` why no choice obeys the bounds on sources.
 Inner products
     `squared_norms`, ``<g_i, P g_i>`` of each sample.
 Arrays of any namespace
@@ -17,7 +18,7 @@ Watching a run
 """
 
 from ._array import cast, device, leaves, namespace, pick, scalar_like
-from .choice import Products, check_options, choose, strata
+from .choice import Products, check_options, choose, shortlist_order, strata
 from .constraints import Constraint
 from .filters import Filter
 from .geometry import Gains, Operator
@@ -26,6 +27,7 @@ from .guard_watch import GuardWatch
 from .inner_products import squared_norms
 from .optimizers._update import correction, inverse_root
 from .split_watch import SplitWatch
+from .unfilled import unfilled
 
 __all__ = [
     "Constraint",
@@ -47,6 +49,8 @@ __all__ = [
     "namespace",
     "pick",
     "scalar_like",
+    "shortlist_order",
     "squared_norms",
     "strata",
+    "unfilled",
 ]

@@ -7,17 +7,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from ftw import Simplex
+from ftw import Quota, Simplex, SourceShares
 from ftw.constraints import Constraint
 from ftw.filters import Filter
 from ftw.sketch import LARGEST
 from ftw.spi import check_options
+from ftw_torch.sources import Grouped, check_grouped, grouped
 
-__all__ = ["FilterName", "Mode", "OnNonfinite", "Options", "Score", "Weight"]
+__all__ = ["Fill", "FilterName", "Mode", "OnNonfinite", "Options", "Score", "Weight"]
 
 FilterName = Literal["matching", "top_k", "greedy_utility"]
 Weight = Literal["qp", "uniform"]
 OnNonfinite = Literal["raise", "drop"]
+Fill = Literal["raise", "relax"]
 Mode = Literal["auto", "one_pass", "two_pass"]
 Score = Literal["exact", "forward"]
 
@@ -43,15 +45,25 @@ class Options:
     score: Score = "exact"
     score_step: float | None = None
     train_on_target: float = 0.0
+    sources: str | None = None
+    quota: Quota | None = None
+    fill: Fill = "raise"
+    explain: bool = False
 
     def __post_init__(self) -> None:
         """Raise what is wrong with the options, by name."""
         if not isinstance(self.keep, int) or isinstance(self.keep, bool) or self.keep < 1:
             raise ValueError(f"keep={self.keep!r} must be an int >= 1")
-        literals = {"on_nonfinite": OnNonfinite, "mode": Mode, "score": Score}
+        literals = {
+            "on_nonfinite": OnNonfinite,
+            "mode": Mode,
+            "score": Score,
+            "fill": Fill,
+            "explain": Literal[True, False],
+        }
         for name, allowed in ((name, get_args(kind)) for name, kind in literals.items()):
             if getattr(self, name) not in allowed:
-                raise ValueError(f"{name}={getattr(self, name)!r} must be one of {', '.join(allowed)}")
+                raise ValueError(f"{name}={getattr(self, name)!r} must be one of {', '.join(map(str, allowed))}")
         for name in ("micro_batch", "memory_budget", "gram_sketch"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
@@ -66,6 +78,7 @@ class Options:
             raise ValueError(f"train_on_target={self.train_on_target!r} must be a number in [0, 1]")
         if self.solver is not None and not callable(self.solver):
             raise TypeError(f"solver is a {type(self.solver).__name__}; expected a callable like ftw.solve_qp, or None")
+        check_grouped(self.quota, self.constraint, self.sources)
         self.shortlist_of(max(self._bounds(), default=max(self.keep, 2**20)))
 
     def shortlist_of(self, n: int, keep: int | None = None) -> int:
@@ -75,7 +88,7 @@ class Options:
             self.keep if keep is None else keep,
             self.filter,
             self.weight,
-            self.constraint,
+            Simplex(self.constraint.total) if isinstance(self.constraint, SourceShares) else self.constraint,
             self.ridge,
             self.shortlist,
             self.guard,
@@ -91,7 +104,7 @@ class Options:
     @property
     def choice(self) -> dict[str, Any]:
         """The options of `ftw.spi.choose`, but for ``keep`` and ``solver``."""
-        names = ("filter", "weight", "constraint", "ridge", "shortlist", "guard")
+        names = ("filter", "weight", "constraint", "ridge", "shortlist", "guard", "fill", "explain")
         return {name: getattr(self, name) for name in names}
 
     def _bounds(self) -> list[int]:
@@ -99,8 +112,12 @@ class Options:
         shapes = [tuple(getattr(bound, "shape", ())) for bound in self.constraint] if self._bounded() else []
         return [shape[0] for shape in shapes if shape]
 
+    def grouped(self, pool: Any, n: int) -> Grouped | None:
+        """Return the quota and the constraint with the sources of a pool of n, None if neither knows sources."""
+        return grouped(self.quota, self.constraint, self.sources, pool, n)
+
     def _bounded(self) -> bool:
-        return isinstance(self.constraint, tuple)
+        return isinstance(self.constraint, tuple) and not isinstance(self.constraint, SourceShares)
 
 
 def _is_number(x: Any) -> bool:

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ftw import Selection, Simplex
+from ftw import Quota, Selection, Simplex
 from ftw.spi import Constraint, Filter, GuardWatch
 
 from . import batches
@@ -36,7 +36,7 @@ from .capture.passes import Passes, uncompiled
 from .errors import TargetWarning
 from .fsdp import refuse_sharded
 from .optim.geometry import geometry
-from .options import FilterName, Mode, OnNonfinite, Options, Score, Weight
+from .options import Fill, FilterName, Mode, OnNonfinite, Options, Score, Weight
 from .step.audit import audit
 from .step.checks import check_keep, check_parts, refuse_other_device
 from .step.decide import decide_batches
@@ -109,6 +109,17 @@ class FilterThenWeight:
     train_on_target : float
         The share a of the target's own gradient in the update, ``(1 - a) sum_i w_i g_i + a g_T``, with g_T as it is
         without the guard.
+    sources : str, optional
+        The column of the pool that holds the source of each sample, for a quota or shares that name none themselves:
+        integers, or texts where their bounds are mappings by name.
+    quota : ftw.Quota, optional
+        How many of the kept samples come from each source: ``ftw.Quota("domain", at_least={"wiki": 0.25}, at_most=
+        {"code": 8})``. Bounds that this pool cannot fill raise a `SelectionError` that names the source. A
+        `ftw.SourceShares` as ``constraint`` takes its sources and bounds in the same forms.
+    fill : {"raise", "relax"}
+        Whether bounds on sources that cannot be obeyed raise, or give way; ``selection.relaxed`` counts those.
+    explain : bool
+        Whether the selection has ``reasons``, one a candidate.
 
     Notes
     -----
@@ -151,6 +162,10 @@ class FilterThenWeight:
         score: Score = "exact",
         score_step: float | None = None,
         train_on_target: float = 0.0,
+        sources: str | None = None,
+        quota: Quota | None = None,
+        fill: Fill = "raise",
+        explain: bool = False,
     ) -> None:
         check_parts(model, per_sample_loss)
         if scaler is not None and not hasattr(scaler, "scale"):
@@ -173,6 +188,10 @@ class FilterThenWeight:
             score=score,
             score_step=score_step,
             train_on_target=train_on_target,
+            sources=sources,
+            quota=quota,
+            fill=fill,
+            explain=explain,
         )
         self.model, self.optimizer, self.per_sample_loss, self.scaler = model, optimizer, per_sample_loss, scaler
         self.memory = Memory(two_passes=mode == "two_pass")
@@ -287,6 +306,7 @@ class FilterThenWeight:
         if target is not None:
             batches.size(target, "target")
             refuse_other_device(pool, target)
+        grouped = self.options.grouped(pool, n)
         parameters = trainable(self.model)
         if not parameters:
             raise ValueError("no parameter of the model requires a gradient: there is nothing to train")
@@ -317,11 +337,12 @@ class FilterThenWeight:
             pool_pass.run()
             if plan.keep and not pool_pass.kept and not forward:
                 memory.two_passes = True
-            products = pool_products(pool_pass, aim, operators, asked)
+            order = None if grouped is None else functools.partial(grouped.order, keep)
+            products = pool_products(pool_pass, aim, operators, asked, order)
             refuse_nonfinite(products.target_losses, None, "target")
             solver = best_solver() if options.solver is None else options.solver
             products.measured = measured
-            selections = decide_batches(products, options, keep, solver, steps, scaled=scaled)
+            selections = decide_batches(products, options, keep, solver, steps, scaled=scaled, grouped=grouped)
             note_guard(memory.guard_watch, selections[0], products.targets)
             update = products.update(selections[0].indices, selections[0].weights) if compose else {}
             if compose and options.train_on_target:

@@ -13,11 +13,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ftw import Selection, Status
-from ftw.spi import Products, choose
+from ftw import Reason, Reasons, Selection, Status
+from ftw.spi import Products, choose, unfilled
 from ftw_torch.amp import Overflow, overflowed
 from ftw_torch.errors import NonFiniteError, SelectionError
 from ftw_torch.options import Options
+from ftw_torch.sources import Grouped
 
 __all__ = ["Candidates", "decide", "decide_batches"]
 
@@ -55,17 +56,33 @@ class Candidates(Protocol):
         ...
 
 
-def decide(candidates: Candidates, options: Options, keep: int, solver: Any, *, scaled: bool = False) -> Selection:
+def decide(
+    candidates: Candidates,
+    options: Options,
+    keep: int,
+    solver: Any,
+    *,
+    scaled: bool = False,
+    grouped: Grouped | None = None,
+) -> Selection:
     """Return the selection, its indices as numbers in the pool.
 
-    ``scaled`` says that a GradScaler multiplied the losses: a gradient that overflows is then passed on to it.
+    ``grouped`` has the sources of the candidates, where options ask for them. ``scaled`` says that a GradScaler
+    multiplied the losses: a gradient that overflows is then passed on to it.
     """
     good = _good(candidates, options, keep, scaled)
-    return _decided(candidates, options, keep if good is None else min(keep, len(good)), solver, good)
+    return _decided(candidates, options, keep if good is None else min(keep, len(good)), solver, good, grouped)
 
 
 def decide_batches(
-    candidates: Candidates, options: Options, keep: int, solver: Any, steps: int, *, scaled: bool = False
+    candidates: Candidates,
+    options: Options,
+    keep: int,
+    solver: Any,
+    steps: int,
+    *,
+    scaled: bool = False,
+    grouped: Grouped | None = None,
 ) -> list[Selection]:
     """Return disjoint selections of one pool, each the choice from the candidates that the ones before left over.
 
@@ -77,7 +94,7 @@ def decide_batches(
         left = len(candidates.losses) if rest is None else len(rest)
         if left == 0:
             break
-        chosen = _decided(candidates, options, min(keep, left), solver, rest)
+        chosen = _decided(candidates, options, min(keep, left), solver, rest, grouped)
         unmeasured = torch.isnan(chosen.predicted_decrease)
         out.append(chosen._replace(match=chosen.match.masked_fill(unmeasured, torch.nan)))
         every = torch.arange(left) if rest is None else rest
@@ -97,22 +114,45 @@ def _good(candidates: Candidates, options: Options, keep: int, scaled: bool) -> 
     return _finite(candidates, options, keep, bad, scaled) if bool(bad.any()) else None
 
 
-def _decided(candidates: Candidates, options: Options, keep: int, solver: Any, good: Tensor | None) -> Selection:
+def _decided(
+    candidates: Candidates, options: Options, keep: int, solver: Any, good: Tensor | None, grouped: Grouped | None
+) -> Selection:
     """Return the choice among the candidates ``good`` (n',), all for None."""
     losses, scores = candidates.losses, candidates.scores
     candidates.good = good
     remaining = scores if good is None else scores[good]
-    chosen = choose(
-        remaining, candidates.products(), keep=keep, targets=candidates.targets, solver=solver, **options.choice
-    )
+    choice = options.choice
+    if grouped is not None:
+        grouped = grouped.among(good)
+        choice |= {"quota": grouped.quota, "constraint": grouped.constraint}
+    chosen = choose(remaining, candidates.products(), keep=keep, targets=candidates.targets, solver=solver, **choice)
     status = Status(int(chosen.status))
     if status in (Status.NOT_FINITE, Status.INFEASIBLE, Status.NOT_PSD):
         kind = NonFiniteError if status == Status.NOT_FINITE else SelectionError
-        raise kind(f"no weights for this pool: {status.message} ({status.name})", status=status)
+        causes = []
+        if grouped is not None and status == Status.INFEASIBLE:
+            causes = unfilled(remaining, keep, grouped.quota, grouped.constraint, grouped.names)
+        why = f"{'; '.join(causes)}; fill='relax' goes on with the nearest choice" if causes else status.message
+        raise kind(f"no weights for this pool: {why} ({status.name})", status=status)
     if good is not None:
         full = torch.full_like(scores, math.nan).index_copy(0, good, remaining)
         chosen = chosen._replace(indices=good[chosen.indices], scores=full)
+        if chosen.reasons is not None:
+            chosen = chosen._replace(reasons=_of_all(chosen.reasons, good, full))
     return chosen._replace(losses=losses, target_loss=candidates.target_losses.mean())
+
+
+def _of_all(reasons: Reasons, good: Tensor, scores: Tensor) -> Reasons:
+    """Return the reasons of all candidates (n,) from those of the candidates ``good`` (n',); the others are dropped."""
+    rival = torch.where(reasons.rival < 0, reasons.rival, good[reasons.rival.clamp(min=0)])  # (n',)
+    code = torch.full_like(scores, int(Reason.DROPPED), dtype=reasons.code.dtype).index_copy(0, good, reasons.code)
+    nan = torch.full_like(scores, math.nan, dtype=reasons.residual.dtype)
+    return Reasons(
+        code,
+        nan.index_copy(0, good, reasons.residual),
+        torch.full_like(scores, -1, dtype=rival.dtype).index_copy(0, good, rival),
+        nan.index_copy(0, good, reasons.similarity),
+    )
 
 
 def _finite(candidates: Candidates, options: Options, keep: int, bad: Tensor, scaled: bool) -> Tensor:

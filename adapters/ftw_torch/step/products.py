@@ -7,7 +7,7 @@ unexpectedly) costs one more each.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -124,8 +124,17 @@ class PoolProducts:
         return found
 
 
-def pool_products(pool_pass: PoolPass, target: Target, operators: dict[str, Operator], asked: int) -> PoolProducts:
-    """Return the inner products after a pool pass; the Gram matrix of the ``asked`` best by score comes along."""
+def pool_products(
+    pool_pass: PoolPass,
+    target: Target,
+    operators: dict[str, Operator],
+    asked: int,
+    order: Callable[[Tensor, int], Tensor] | None = None,
+) -> PoolProducts:
+    """Return the inner products after a pool pass; the Gram matrix of the ``asked`` best by score comes along.
+
+    ``order(scores (n,), asked) -> (n,)`` says who these are where it is not the scores alone.
+    """
     n = len(pool_pass.losses)
     square = _sum([inner(g, operators[name], g) for name, g in target.mean.items()])
     lengths = None if target.samples is None else pool_pass.unscaled(target.samples.lengths(operators).mean(), 2)
@@ -133,9 +142,12 @@ def pool_products(pool_pass: PoolPass, target: Target, operators: dict[str, Oper
     if asked:
         rest = strata(n, asked)[0][asked:] if _may_ask_for_mean(square, lengths, target) else []
         places = [*range(asked), *rest]  # from whose Gram matrix the pool's mean can be read off
-        order = pool_pass.scores.argsort(descending=True, stable=True)  # (n,), NaN first or last: dropped in any case
-        chosen = torch.tensor(places).to(order.device, non_blocking=True)
-        known = order[chosen].sort().values
+        # NaN first or last: dropped in any case
+        ranked = (
+            pool_pass.scores.argsort(descending=True, stable=True) if order is None else order(pool_pass.scores, asked)
+        )
+        chosen = torch.tensor(places).to(ranked.device, non_blocking=True)
+        known = ranked[chosen].sort().values
     gram = None if known is None else pool_pass.gram(None if len(known) == n else known)
     found = [pool_pass.losses, pool_pass.scores, target.losses, square, lengths, gram, known]
     return PoolProducts(pool_pass, target, operators, fetch(found))
