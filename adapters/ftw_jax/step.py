@@ -50,6 +50,9 @@ def filter_then_weight(
     micro_batch: int | None = None,
     geometry: Geometry | None = None,
     linearise: bool = False,
+    quota: ftw.Quota | None = None,
+    fill: str = "raise",
+    explain: bool = False,
 ) -> Select:
     """Return a function that chooses ``keep`` samples of a pool, and weights for them, and composes their gradient.
 
@@ -77,6 +80,12 @@ def filter_then_weight(
     linearise : bool
         Take the derivative of what cannot be read of the optimizer, if it acts on each entry by itself: that of
         `ftw_jax.geometry`.
+
+    quota : ftw.Quota, optional
+        How many of the kept samples come from each source. Its sources, and those of a `ftw.SourceShares`, are the name
+        of a column of the pool (a mapping) that holds integers, or an array (n,).
+    fill, explain
+        Those of `ftw.filter_then_weight`; bounds that a pool cannot fill come back in ``selection.status``.
 
     Returns
     -------
@@ -132,12 +141,15 @@ def filter_then_weight(
             keep=keep,
             filter=filter,
             weight=weight,
-            constraint=constraint,
+            constraint=_with_sources(constraint, pool),
             ridge=ridge,
             shortlist=shortlist,
             solver=solver,
             target_samples=samples,
             guard=guard,
+            quota=_with_sources(quota, pool),
+            fill=fill,
+            explain=explain,
         )
         members = ftw.take(records, selection.indices)
         grads = ftw.combine(members, selection.weights)
@@ -202,6 +214,18 @@ def _check_options(
         raise ValueError(f"{_WHAT}: micro_batch={micro_batch!r} must be an int of at least 1, or None")
     if geometry is not None and not callable(geometry):
         raise TypeError(f"{_WHAT}: geometry must be a function (params, opt_state, gradient) -> {{name: operator}}")
+
+
+def _with_sources(bounded: Any, pool: Any) -> Any:
+    """Return a quota or shares with the column of the pool that they name; anything else as it is."""
+    if not isinstance(bounded, (ftw.Quota, ftw.SourceShares)) or not isinstance(bounded.sources, str):
+        return bounded
+    if not isinstance(pool, Mapping) or bounded.sources not in pool:
+        there = sorted(pool) if isinstance(pool, Mapping) else f"a {type(pool).__name__}"
+        raise ValueError(
+            f"{_WHAT}: the pool has no column {bounded.sources!r} to read sources from; it is or has {there}"
+        )
+    return bounded._replace(sources=jnp.asarray(pool[bounded.sources]))
 
 
 def _samples(batch: Any, *, what: str) -> int:

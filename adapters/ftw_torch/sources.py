@@ -11,7 +11,7 @@ sequences belong to the sources 0, 1, ...; where they are mappings, sources with
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -37,14 +37,19 @@ class Grouped(NamedTuple):
 
     def among(self, good: Tensor | None) -> Grouped:
         """Return the same of some candidates, None for all."""
-        if good is None:
-            return self
+        return self if good is None else self.with_sources(lambda x: x[good])
 
-        def take(x: Any) -> Any:
-            return x._replace(sources=x.sources[good.to(x.sources.device)])
+    def with_sources(self, function: Callable[[Tensor], Tensor]) -> Grouped:
+        """Return the same with ``function`` of the sources; a quota and shares on one column stay on one."""
+        done: dict[int, Tensor] = {}
 
-        quota = None if self.quota is None else take(self.quota)
-        constraint = take(self.constraint) if isinstance(self.constraint, SourceShares) else self.constraint
+        def new(x: Any) -> Any:
+            if id(x.sources) not in done:
+                done[id(x.sources)] = function(x.sources)
+            return x._replace(sources=done[id(x.sources)])
+
+        quota = None if self.quota is None else new(self.quota)
+        constraint = new(self.constraint) if isinstance(self.constraint, SourceShares) else self.constraint
         return Grouped(quota, constraint, self.names)
 
 
@@ -72,7 +77,7 @@ def check_grouped(quota: Any, constraint: Any, column: Any) -> None:
 
 
 def grouped(quota: Quota | None, constraint: Any, column: str | None, pool: Any, n: int) -> Grouped | None:
-    """Return the quota and the constraint for a pool of n, None if neither knows sources."""
+    """Return the quota and the constraint for a pool of n (None for an empty one), None if neither knows sources."""
     shares = constraint if isinstance(constraint, SourceShares) else None
     if quota is None and shares is None:
         return None
@@ -111,6 +116,8 @@ def _bounds(bound: Any, names: Sequence[Hashable]) -> Any:
 
 def _numbers(own: Any, names: Sequence[Hashable] | None, pool: Any, n: int) -> Tensor:
     """Return the number of each candidate's source (n,) on the host; -1 for one without a name among ``names``."""
+    if pool is None:
+        return torch.zeros(0, dtype=torch.int64)
     values = _column(pool, own) if isinstance(own, str) else own
     if len(values) != n:
         raise ValueError(f"the sources {own!r} are {len(values)} for a pool of {n} samples; give one a sample")

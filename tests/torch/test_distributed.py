@@ -81,6 +81,46 @@ def test_two_processes_choose_as_one_does():
     assert found[0][-1] == found[1][-1] == {"loss": True, "choice": False}
 
 
+SOURCES = torch.tensor([0, 0, 1, 0, 1, 1, 2, 0, 0, 1, 0, 2])
+
+
+def with_a_quota(rank):
+    out = []
+    for options in ({"quota": ((1, 0, 2), None)}, {"constraint": ((0.0, 0.5, 0.2), None), "explain": True}):
+        model, optimizer, loss, pool, target = case("mlp")
+        here = slice(0, 6) if rank == 0 else slice(6, 12)
+        own = bounded(options, SOURCES[here])
+        selector = DistributedFilterThenWeight(model, optimizer, loss, keep=4, **own)
+        selection = selector.backward(part(pool, here.start, here.stop), part(target, 2 * rank, 2 * rank + 2))
+        out.append((selection.indices.tolist(), selection.weights.tolist()))
+    try:
+        selector = DistributedFilterThenWeight(
+            model, optimizer, loss, keep=4, quota=ftw.Quota(SOURCES[here], (0, 0, 3))
+        )
+        selector.backward(part(pool, here.start, here.stop), part(target, 2 * rank, 2 * rank + 2))
+    except Exception as error:
+        out.append(str(error))
+    return out
+
+
+def bounded(options, sources):
+    kinds = {"quota": ftw.Quota, "constraint": ftw.SourceShares}
+    return {name: kinds[name](sources, *x) if name in kinds else x for name, x in options.items()}
+
+
+def test_a_quota_counts_the_samples_of_all_ranks():
+    found = run(with_a_quota)
+    assert not isinstance(found[0], str), found[0]
+    assert found[0] == found[1]
+    for i, options in enumerate(({"quota": ((1, 0, 2), None)}, {"constraint": ((0.0, 0.5, 0.2), None)})):
+        model, optimizer, loss, pool, target = case("mlp")
+        selector = FilterThenWeight(model, optimizer, loss, keep=4, **bounded(options, SOURCES))
+        expected = selector.backward(pool, target)
+        assert found[0][i][0] == expected.indices.tolist()
+        torch.testing.assert_close(torch.tensor(found[0][i][1]), expected.weights.float(), rtol=1e-6, atol=1e-9)
+    assert "at_least=3 of source '2', of which the pool holds 2" in found[0][2]
+
+
 def fail(rank, where):
     model, optimizer, loss, pool, target = case("mlp")
 

@@ -23,7 +23,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import ftw
-from ftw import Selection, Simplex
+from ftw import Quota, Selection, Simplex
 from ftw.gradients import Record
 from ftw.spi import Constraint, Filter
 from ftw_torch import batches
@@ -33,7 +33,7 @@ from ftw_torch.capture.coupling import refuse_coupled_layers
 from ftw_torch.capture.discovery import trainable
 from ftw_torch.capture.passes import Passes, uncompiled
 from ftw_torch.fsdp import cut_as, part_bytes, refuse_offloaded, refuse_sharded, whole
-from ftw_torch.options import FilterName, OnNonfinite, Options, Weight
+from ftw_torch.options import Fill, FilterName, OnNonfinite, Options, Weight
 from ftw_torch.records.join import join, seen
 from ftw_torch.selector import note_guard
 from ftw_torch.step.audit import audit
@@ -65,8 +65,10 @@ class DistributedFilterThenWeight:
         The default one unless told.
     max_bytes : int
         Of the records that are on one rank at a time while the Gram matrix is formed.
-    filter, weight, constraint, ridge, shortlist, solver, guard, damping, micro_batch, on_nonfinite, gram_sketch
-        As in `FilterThenWeight`. With ``gram_sketch`` processes exchange sketches in place of records.
+    filter, weight, constraint, ridge, shortlist, solver, guard, damping, micro_batch, on_nonfinite, gram_sketch,
+    sources, quota, fill, explain
+        As in `FilterThenWeight`. With ``gram_sketch`` processes exchange sketches in place of records. A quota counts
+        the samples of all ranks together; its sources are a column of every rank's pool.
 
     Attributes
     ----------
@@ -99,6 +101,10 @@ class DistributedFilterThenWeight:
         micro_batch: int | None = None,
         on_nonfinite: OnNonfinite = "raise",
         gram_sketch: int | None = None,
+        sources: str | None = None,
+        quota: Quota | None = None,
+        fill: Fill = "raise",
+        explain: bool = False,
         group: Any = None,
         max_bytes: int = 1 << 26,
     ) -> None:
@@ -116,6 +122,10 @@ class DistributedFilterThenWeight:
             micro_batch=micro_batch,
             on_nonfinite=on_nonfinite,
             gram_sketch=gram_sketch,
+            sources=sources,
+            quota=quota,
+            fill=fill,
+            explain=explain,
         )
         if not dist.is_available() or not dist.is_initialized():
             raise RuntimeError(
@@ -175,7 +185,12 @@ class DistributedFilterThenWeight:
             max_bytes=self.max_bytes,
         )
         self._start, self._size = candidates.start, len(local.losses)
-        selection = decide(candidates, options, keep, best_solver() if options.solver is None else options.solver)
+        own = exchange.together("the sources of its pool", lambda: options.grouped(pool, len(local.losses)))
+        grouped = None
+        if own is not None:
+            grouped = own.with_sources(lambda x: exchange.rows(x[:, None], candidates.sizes, "scores")[:, 0])
+        solver = best_solver() if options.solver is None else options.solver
+        selection = decide(candidates, options, keep, solver, grouped=grouped)
         if exchange.rank == 0:
             note_guard(memory.guard_watch, selection, candidates.targets)
         return candidates, selection
