@@ -33,7 +33,8 @@ class Grouped(NamedTuple):
     def order(self, keep: int, scores: Tensor, size: int) -> Tensor:
         """Return the candidates (n,) with the shortlist of ``size`` in front, where ``scores`` (n,) are."""
         on_host = scores.detach().cpu()
-        return shortlist_order(on_host, keep, size, self.quota, self.constraint).to(scores.device)
+        order: Tensor = shortlist_order(on_host, keep, size, self.quota, self.constraint).to(scores.device)
+        return order
 
     def among(self, good: Tensor | None) -> Grouped:
         """Return the same of some candidates, None for all."""

@@ -94,15 +94,15 @@ def account_solved(what: str) -> Callable[..., dict[str, Expect]]:
         box, reach = ref.shares.read_shares(ref.SourceShares(sources, low, high, total), len(c)), max(total, 1e-300)
         sums = np.array([np.sum(w[box.sources == s]) for s in range(M + 1)])
         outside = max(np.max(box.lower - sums), np.max(sums - box.upper), np.max(-w), 0.0) / reach
-        zero, certified = np.zeros(()), {"rule": "certified", "scale": 1.0}
+        zero, many = np.zeros(()), 100.0 * len(c)
         return out | {
             "weights": exactly(0)._replace(got=0),
             "sum": rounded(total, reach, len(c))._replace(got=np.sum(w)),
             "outside": Expect(zero, "rounded", 1.0, len(c), np.asarray(outside)),
             "objective": Expect(np.asarray(best.objective), "certified", size),
             "value": Expect(zero, "rounded", 1.0, 8 * len(c), np.asarray(abs(float(got["objective"]) - value) / size)),
-            "kkt": Expect(zero, condition=100.0 * len(c), **certified),
-            "gap": Expect(zero, condition=100.0 * len(c), **certified),
+            "kkt": Expect(zero, "certified", 1.0, many),
+            "gap": Expect(zero, "certified", 1.0, many),
         }
 
     return account
@@ -151,7 +151,8 @@ def selected(what: str, filter: str, shortlist: Any, fill: str, shares: str | No
             x, target, geometry, keep=5, filter=filter, shortlist=shortlist, fill=fill, explain=True, **options
         )
         out = {name: getattr(s, name) for name in ("indices", "weights", "status", "count", "relaxed")}
-        return out | s.reasons._asdict()
+        why: dict[str, Any] = s.reasons._asdict()
+        return out | why
 
     return call
 
@@ -174,6 +175,7 @@ def account_selected(what: str, filter: str, shortlist: Any, fill: str, shares: 
         spread = np.linalg.eigvalsh(part + r * np.eye(5))
         condition = 1e3 * float(spread[-1] / spread[0])
         places = ref.step.wanted_places(quota, constraint, b, 5)
+        assert places is not None
         counts = np.bincount(places.sources[s.indices], minlength=M + 1)[:M]
         missed = (counts < places.floors[:M]) | (counts > places.caps[:M])
         out = {
@@ -290,6 +292,7 @@ def cases() -> list[Case]:
                 options = what, filter, shortlist, fill, shares if not what else None
                 name = f"sources/{what or 'shares'}/{filter}/shortlist {shortlist}, {fill}"
                 call, account = selected(*options), account_selected(*options)
-                inputs = (x, target, geometry, SOURCES)
-                out.append(Case(name, call, inputs, account, ("float64",), loops=True, heavy=True))
+                out.append(
+                    Case(name, call, (x, target, geometry, SOURCES), account, ("float64",), loops=True, heavy=True)
+                )
     return out
