@@ -9,28 +9,35 @@ line it was writing. Kinds of lines:
   ``grad_norm``, ``match``, ``effective_size``, ``shrinkage``, ``status``, ``seconds`` (a number, or parts by name),
   ``pool`` (samples by source), and ``picked`` and ``refused``: lists of samples, each with any of ``index``,
   ``weight``, ``score``, ``loss``, ``source``, ``length``, ``text``, and ``id``, the same wherever a sample comes up.
-  ``offered`` has columns over the whole pool: ``id``, ``length``.
+  ``offered`` has columns over the whole pool: ``id``, ``length``. ``decisions`` says why each candidate was picked or
+  refused, compressed (`decisions` makes it from a selection with reasons).
 
 The text of samples is left out unless asked for. ``python -m ftw.report run.jsonl`` makes the page: one HTML file
-without scripts or references, in which everything that comes from the data is escaped.
+without scripts or references, in which everything that comes from the data is escaped. ``python -m ftw.report
+run.jsonl --why ID --step N`` prints what a step decided about a sample.
 """
 
 from .command import main
+from .decisions import Decision, decisions, history, why
 from .page import render, write
 from .record import Record, Recorder, Run, describe, read
 from .summary import Summary, paired, summarise, table
 
 __all__ = [
+    "Decision",
     "Record",
     "Recorder",
     "Run",
     "Summary",
+    "decisions",
     "describe",
+    "history",
     "main",
     "paired",
     "read",
     "render",
     "summarise",
     "table",
+    "why",
     "write",
 ]
