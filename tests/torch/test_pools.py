@@ -107,6 +107,15 @@ def test_the_plain_loop_learns():
     assert runpy.run_path(str(EXAMPLES / "torch_loop.py"))["main"]() < 0.8
 
 
+def test_the_mixture_obeys_its_floors(tmp_path, capsys):
+    found = runpy.run_path(str(EXAMPLES / "torch_mixture.py"))["main"](tmp_path / "mixture.jsonl")
+    none, places, quarter = found.values()
+    assert quarter[1]["law"] >= 0.2 > 0.1 > places[1]["law"] >= none[1]["law"]  # a pool without law has no share of it
+    assert none[0] > places[0] > quarter[0]
+    assert quarter[2]["law"] < none[2]["law"] / 2
+    assert "explains most of it (cosine" in capsys.readouterr().out
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_the_accelerate_loop_learns():
     pytest.importorskip("accelerate")
