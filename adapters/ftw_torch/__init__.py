@@ -3,15 +3,18 @@
 from .capture.registry import register_rule
 from .errors import CaptureWarning, NonFiniteError, SelectionError, SelectionWarning, TargetWarning
 from .optim.geometry import geometry, linear_update, register_optimizer
+from .packing import PackedBatch, documents
 from .selector import FilterThenWeight
 
 __all__ = [
     "CaptureWarning",
     "FilterThenWeight",
     "NonFiniteError",
+    "PackedBatch",
     "SelectionError",
     "SelectionWarning",
     "TargetWarning",
+    "documents",
     "geometry",
     "linear_update",
     "register_optimizer",

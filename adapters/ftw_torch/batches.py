@@ -7,18 +7,45 @@ a tuple of numbers too (the size of all images).
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["leaves", "map_tensors", "size", "split", "take"]
+__all__ = ["CustomBatch", "leaves", "map_tensors", "size", "split", "take"]
+
+
+class CustomBatch(ABC):
+    """A batch that finds and cuts its samples by itself."""
+
+    @abstractmethod
+    def size(self, what: str) -> int:
+        """Return the number of samples."""
+
+    @abstractmethod
+    def leaves(self, path: str) -> Iterator[tuple[str, Tensor]]:
+        """Yield every tensor with the path that leads to it."""
+
+    @abstractmethod
+    def map_tensors(self, function: Callable[[Tensor], Tensor]) -> Any:
+        """Return the batch with ``function`` applied to every tensor."""
+
+    @abstractmethod
+    def take(self, indices: Tensor) -> Any:
+        """Return some samples."""
+
+    @abstractmethod
+    def split(self, piece: int) -> Iterator[Any]:
+        """Yield consecutive samples, about ``piece`` at a time."""
 
 
 def leaves(batch: Any, path: str = "batch") -> Iterator[tuple[str, Tensor]]:
     """Yield every tensor of a batch with the path that leads to it."""
-    if isinstance(batch, Tensor):
+    if isinstance(batch, CustomBatch):
+        yield from batch.leaves(path)
+    elif isinstance(batch, Tensor):
         yield path, batch
     elif isinstance(batch, Mapping):
         for key, value in batch.items():
@@ -36,6 +63,8 @@ def size(batch: Any, what: str) -> int:
     ValueError
         If there is no tensor with a sample axis, the batch is empty, or the tensors disagree.
     """
+    if isinstance(batch, CustomBatch):
+        return batch.size(what)
     sizes = {path: tensor.shape[0] for path, tensor in leaves(batch, what) if tensor.ndim > 0}
     if not sizes:
         raise ValueError(f"the {what} holds no tensor with samples on axis 0; got a {type(batch).__name__}")
@@ -49,6 +78,8 @@ def size(batch: Any, what: str) -> int:
 
 def map_tensors(function: Callable[[Tensor], Tensor], batch: Any) -> Any:
     """Return the batch with ``function`` applied to every tensor that has a sample axis; mappings become dicts."""
+    if isinstance(batch, CustomBatch):
+        return batch.map_tensors(function)
     if isinstance(batch, Tensor):
         return function(batch) if batch.ndim > 0 else batch
     if isinstance(batch, Mapping):
@@ -65,6 +96,9 @@ def split(batch: Any, n: int, piece: int | None) -> Iterator[Any]:
     if piece is None or piece >= n:
         yield batch
         return
+    if isinstance(batch, CustomBatch):
+        yield from batch.split(piece)
+        return
     for start in range(0, n, piece):
         yield _slice(batch, n, slice(start, start + piece))
 
@@ -75,6 +109,8 @@ def _slice(batch: Any, n: int, places: slice) -> Any:
 
 def take(batch: Any, indices: Tensor) -> Any:
     """Return the samples ``indices`` of a batch."""
+    if isinstance(batch, CustomBatch):
+        return batch.take(indices)
     n = size(batch, "batch")
     return _cut(batch, n, lambda x: x.index_select(0, indices.to(x.device)), lambda: indices.tolist())
 

@@ -358,7 +358,9 @@ class FilterThenWeight:
             return
         plain = Passes(self.model, self.per_sample_loss, memory.slow, ambient)
         buffers = list(self.model.buffers())
-        conclusive = audit(plain.capture, plain.losses, parameters, memory.slow, pool, target, buffers)
+        conclusive = audit(
+            plain.capture, plain.losses, parameters, memory.slow, pool, target, buffers, list(self.model.modules())
+        )
         memory.audits.note(conclusive)
         if plain.checkpointed and self.options.mode == "auto" and not memory.two_passes:
             memory.two_passes = True

@@ -33,22 +33,26 @@ class Layout(NamedTuple):
 
 
 class Scattered:
-    """Samples in any order along the leading axes: their numbers, shaped like those axes."""
+    """Samples in any order along the leading axes: their numbers, shaped like those axes; -1 for no sample."""
 
     def __init__(self, rows: Tensor, samples: int) -> None:
         self.rows, self.samples = rows, samples
         self._slots: tuple[Tensor, int] | None = None
 
     def slots(self) -> tuple[Tensor, int]:
-        """Return each row's place among those of its sample (r,), and the largest number of rows a sample has."""
+        """Return each row's place among those of its sample (r,), and the largest number of rows a sample has.
+
+        Rows of no sample have the place 0 after the last sample's.
+        """
         if self._slots is None:
-            rows = self.rows.reshape(-1)  # (r,)
+            rows = torch.where(self.rows < 0, self.samples, self.rows).reshape(-1)  # (r,)
             order = torch.argsort(rows, stable=True)
-            counts = torch.bincount(rows, minlength=self.samples)  # (n,)
+            counts = torch.bincount(rows, minlength=self.samples + 1)  # (n + 1,)
             start = (counts.cumsum(0) - counts)[rows[order]]  # (r,)
             place = torch.empty_like(order)
             place[order] = torch.arange(len(order), device=rows.device) - start
-            self._slots = place, int(counts.max()) if len(rows) else 0
+            place = torch.where(rows < self.samples, place, 0)
+            self._slots = place, int(counts[:-1].max()) if len(rows) else 0
         return self._slots
 
 
@@ -96,9 +100,9 @@ def group(x: Tensor, layout: Layout | Scattered, n: int, trailing: int) -> Tenso
         place, most = layout.slots()
         rows = layout.rows.reshape(-1)
         flat = x.reshape(len(rows), math.prod(x.shape[layout.rows.ndim : x.ndim - trailing]), *trail)  # (r, u, *trail)
-        out = flat.new_zeros(n, most, *flat.shape[1:])
+        out = flat.new_zeros(n + 1, max(most, 1), *flat.shape[1:])  # the last is that of rows of no sample
         out[rows, place] = flat
-        return out.reshape(n, most * flat.shape[1], *trail)
+        return out[:n, :most].reshape(n, most * flat.shape[1], *trail)
     inner, rest = divmod(layout.inner, max(1, math.prod(trail)))
     if rest:
         return None

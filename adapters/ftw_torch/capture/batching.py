@@ -16,13 +16,13 @@ from torch import Tensor
 
 from .batch_axis import Axis, Layout, Scattered, at, axis, broadcast, forms, getters, kept
 
-__all__ = ["place"]
+__all__ = ["OF_MANY", "place"]
 
 
 def place(func: Any, x: Tensor, layout: Layout | Scattered, n: int, args: Any, kwargs: Any, out: Tensor) -> Any:
     """Return the layout of a function's result, given that of one of its arguments."""
     handler = moved.get(func)
-    if handler is not None and (x is args[0] or func in _OF_MANY):
+    if handler is not None and (x is args[0] or func in OF_MANY):
         return handler(x, layout, n, args, kwargs, out)
     if func in broadcasts:
         return broadcast(tuple(x.shape), layout, tuple(out.shape), n)
@@ -354,7 +354,7 @@ moved: dict[Any, Callable[..., Any]] = {
     **dict.fromkeys(forms("zeros_like ones_like empty_like full_like new_zeros new_empty"), _blank),
 }
 
-_OF_MANY = frozenset(forms("cat", "concat", "concatenate", "stack", "einsum"))
+OF_MANY = frozenset(forms("cat", "concat", "concatenate", "stack", "einsum"))
 
 _POINTWISE = (
     "add sub mul multiply div divide true_divide subtract where pow maximum minimum eq ne lt le gt ge "

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ftw import Dense, OuterProduct, Rows
+from ftw import Dense, OuterProduct, Packed, PackedRows, Rows, combine
 from ftw.gradients import Record
 from ftw_torch.records.join import seen
 
@@ -120,6 +120,8 @@ def _looked_up(indices: Tensor, base: Tensor, padding: int | None) -> Pull:
 def _transposed(record: Any) -> Any:
     if isinstance(record, OuterProduct):
         return OuterProduct(record.output_grads, record.inputs)
+    if isinstance(record, Packed):
+        return Packed(record.output_grads, record.inputs, record.samples, record.size)
     return Dense(_grads(record).mT) if isinstance(record, Dense) else NotImplemented
 
 
@@ -178,6 +180,12 @@ def _block(base: Tensor, out: Tensor, start: int) -> Pull:
         if isinstance(record, OuterProduct):
             b = F.pad(_factor(record.output_grads), (first, shape[0] - first - rows))  # (n, t, d_out)
             return OuterProduct(record.inputs, b)
+        if isinstance(record, Packed):
+            b = F.pad(_factor(record.output_grads), (first, shape[0] - first - rows))  # (t, d_out)
+            return Packed(record.inputs, b, record.samples, record.size)
+        if isinstance(record, PackedRows):
+            at = record.indices + first
+            return PackedRows(at, record.output_grads, record.samples, record.size, shape[0])
         return (
             Rows(record.indices + first, record.output_grads, shape[0]) if isinstance(record, Rows) else NotImplemented
         )
@@ -196,6 +204,9 @@ def written_out(record: Any, shape: torch.Size, i: int) -> Any:
     if isinstance(record, Rows):
         rows = _factor(record.output_grads).new_zeros(record.size, record.output_grads.shape[2])
         return rows.index_add_(0, record.indices[i], record.output_grads[i]).reshape(shape)
+    if isinstance(record, (Packed, PackedRows)):
+        line: Any = torch.arange(record.size, device=_factor(record.samples).device)
+        return combine({"": record}, (line == i).to(torch.float64))[""].reshape(shape)
     if isinstance(record, Dense):
         return _grads(record)[i].reshape(shape)
     return sum((written_out(part, shape, i) for part in record.parts[1:]), written_out(record.parts[0], shape, i))

@@ -37,6 +37,7 @@ from .batch_axis import Layout, Scattered
 from .coupling import refuse_batch_statistics
 from .derived import Aligned, Derived, Key, pull_of, written_out
 from .functions import INPLACE, PLAIN, WRITES, first, tensors, transformed
+from .grid import TokenGrid, Tokens
 from .registry import rule_of
 
 __all__ = ["Capture", "trainable"]
@@ -76,6 +77,8 @@ class Capture(TorchFunctionMode):
         rule.
     sink : callable, optional
         Told each ``(name, record)`` as its output gradient arrives; keeps what it returns, None for nothing.
+    grid : TokenGrid, optional
+        The documents of a packed batch, which are its samples.
     """
 
     def __init__(
@@ -86,6 +89,7 @@ class Capture(TorchFunctionMode):
         *,
         slow: dict[str, str] | None = None,
         sink: Sink | None = None,
+        grid: TokenGrid | None = None,
     ) -> None:
         super().__init__()
         self.parameters = dict(parameters)
@@ -102,7 +106,13 @@ class Capture(TorchFunctionMode):
         self._entered: dict[str, str] = {}  # what entered a function without a rule
         self.hidden: list[str] = []  # reached by the backward in a place that nobody saw
         self._derived: list[Derived] = []
-        self._mine = {id(x): (Layout(1, x.numel() // samples), x) for x in batch if x.ndim and x.shape[0] == samples}
+        self.grid = grid
+        self._mine: dict[int, tuple[Layout | Scattered | Tokens, Tensor]] = {}
+        for x in batch:
+            whole = x.ndim and x.shape[0] == samples
+            found = grid.find(x) if grid else Layout(1, x.numel() // samples) if whole else None
+            if found is not None:
+                self._mine[id(x)] = (found, x)
         self._marked: list[weakref.ref[Tensor]] = []  # tensors written in place, which may outlive the capture
         self._checkpointed = False  # a parameter was used without a graph: perhaps in a checkpoint
         self.recomputed = False  # a parameter was used in the middle of the backward: a checkpoint's
@@ -156,6 +166,13 @@ class Capture(TorchFunctionMode):
 
     def where(self, x: Any) -> Layout | Scattered | None:
         """Return where the samples are in a tensor, None if that is not known."""
+        found = self._tracked(x)
+        if isinstance(found, Tokens):
+            assert self.grid is not None
+            return self.grid.numbers(found, x.shape)
+        return found
+
+    def _tracked(self, x: Any) -> Layout | Scattered | Tokens | None:
         if not isinstance(x, Tensor):
             return None
         mine = self._mine.get(id(x))
@@ -164,6 +181,8 @@ class Capture(TorchFunctionMode):
         serial, found = getattr(x, "_ftw_samples", _NOWHERE)
         if serial == self._serial:
             return found
+        if x.requires_grad and id(x) not in self._keys and self.grid:
+            return self.grid.find(x)
         if x.requires_grad and id(x) not in self._keys and x.ndim and x.shape[0] % self.samples == 0:
             return Layout(1, x.numel() // self.samples)  # out of a function nobody sees: as usual, checked by the audit
         return None
@@ -198,6 +217,8 @@ class Capture(TorchFunctionMode):
             if ndim > x.ndim or any(size != 1 for size in shape[:lead]):
                 return None
             leaf = self._leaf(key, p.detach().reshape(shape[lead:]).expand(n, *shape[lead:]))
+            if self.grid:  # rows of no sample have the number -1
+                leaf = torch.cat([leaf, p.detach().reshape(1, *shape[lead:])])
             return leaf[place.rows.reshape(-1)].reshape(*place.rows.shape, *shape[lead:])
         found = layout.axis(x.shape, place, n)
         if found is None:
@@ -236,19 +257,23 @@ class Capture(TorchFunctionMode):
         for y in tensors(out):
             if id(y) in self._mine or (id(y) in self._keys):
                 continue
-            found: Layout | Scattered | None = None
+            found: Layout | Scattered | Tokens | None = None
             if self.samples == 1:
                 found = Layout(1, y.numel())
             else:
                 writes = func in WRITES
                 for x in sampled:
-                    place = None if writes and x is not args[0] else self.where(x)
-                    found = None if place is None else moves.place(func, x, place, self.samples, args, kwargs, y)
+                    place = None if writes and x is not args[0] else self._tracked(x)
+                    if isinstance(place, Tokens):
+                        assert self.grid is not None
+                        found = self.grid.move(func, x, place, args, kwargs, y)
+                    elif place is not None:
+                        found = moves.place(func, x, place, self.samples, args, kwargs, y)
                     if found is not None:
                         break
             if found is None and func in INPLACE and (y is first(args) or func in WRITES):
-                whole = y.ndim and y.shape[0] % self.samples == 0
-                found = self.where(args[0]) or (Layout(1, y.numel() // self.samples) if whole else None)
+                whole = y.ndim and y.shape[0] % self.samples == 0 and not self.grid
+                found = self._tracked(args[0]) or (Layout(1, y.numel() // self.samples) if whole else None)
             if found is None and not any(y is x for x in tensors((args, kwargs.values()))):
                 serial, known = getattr(y, "_ftw_samples", _NOWHERE)  # by the functions that this one is made of
                 found = known if serial == self._serial else None
@@ -269,7 +294,7 @@ class Capture(TorchFunctionMode):
         """Write down that samples were written into a tensor; where they are is clear if their axis was kept whole."""
         first = index[0] if isinstance(index, tuple) and index else index
         whole = (isinstance(first, slice) and first == slice(None)) or first is Ellipsis
-        known = whole and x.shape[0] == self.samples
+        known = whole and x.shape[0] == self.samples and not self.grid
         x._ftw_samples = (self._serial, Layout(1, x.numel() // self.samples) if known else None)  # type: ignore[attr-defined]
         self._marked.append(weakref.ref(x))
 

@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from ftw.gradients import Record
 from ftw_torch import batches
 from ftw_torch.amp import Ambient
+from ftw_torch.packing import PackedBatch
 from ftw_torch.records.join import merge, seen
 
 from . import rules
 from .backward import gradients, has_reentrant
 from .discovery import Capture, Sink
+from .grid import TokenGrid
 from .registry import apply_rules
 
 assert rules  # importing the package registers its rules
@@ -85,14 +87,15 @@ class Passes:
         """Return the losses (n,) of a batch, detached, and its records."""
         n = batches.size(batch, what)
         tensors = [tensor for _, tensor in batches.leaves(batch)]
+        grid = TokenGrid(batch.samples, n) if isinstance(batch, PackedBatch) and n > 1 else None
         before = Randomness(parameters)
-        with torch.enable_grad(), Capture(parameters, n, tensors, slow=self.slow, sink=sink) as capture:
+        with torch.enable_grad(), Capture(parameters, n, tensors, slow=self.slow, sink=sink, grid=grid) as capture:
             with apply_rules(self.model, capture):
                 losses = self.losses(batch, n, what)
             records = capture.backward(self._scaled(losses))
         self.checkpointed = self.checkpointed or capture.recomputed
         if capture.hidden:  # the first time: from now on these are left to autograd from the start
-            again = Capture(parameters, n, tensors, slow=self.slow, sink=sink)
+            again = Capture(parameters, n, tensors, slow=self.slow, sink=sink, grid=grid)
             with before.again(0), torch.enable_grad(), again:
                 with apply_rules(self.model, again):
                     losses_again = self.losses(batch, n, what)

@@ -34,6 +34,7 @@ from ftw_torch.capture.discovery import trainable
 from ftw_torch.capture.passes import Passes, uncompiled
 from ftw_torch.fsdp import cut_as, part_bytes, refuse_offloaded, refuse_sharded, whole
 from ftw_torch.options import Fill, FilterName, OnNonfinite, Options, Weight
+from ftw_torch.packing import PackedBatch
 from ftw_torch.records.join import join, seen
 from ftw_torch.selector import note_guard
 from ftw_torch.step.audit import audit
@@ -217,6 +218,10 @@ class DistributedFilterThenWeight:
     def _all(
         self, passes: Passes, parameters: Mapping[str, nn.Parameter], batch: Any, what: str
     ) -> tuple[dict[str, Record], Tensor]:
+        if isinstance(batch, PackedBatch):
+            raise TypeError(
+                f"the {what} is a PackedBatch, which several processes do not share yet; use FilterThenWeight"
+            )
         n = batches.size(batch, what)
         found = [passes.capture(parameters, piece, what) for piece in batches.split(batch, n, self.options.micro_batch)]
         records = join([records for _, records in found], [len(losses) for losses, _ in found], parameters)

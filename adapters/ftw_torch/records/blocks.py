@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import ftw
-from ftw import Dense, OuterProduct, Rows, sketch
+from ftw import Dense, OuterProduct, PackedRows, Rows, sketch
 from ftw.geometry import Diagonal, Operator, Scale
 from ftw.gradients import Record, matrix_shape
 from ftw.spi import leaves, namespace, squared_norms
@@ -96,7 +96,7 @@ def _blocks(pieces: Sequence[Record], operator: Operator) -> Iterator[Tensor]:
     n = sum(piece.n for piece in pieces)
     height, width = matrix_shape(pieces[0].shape)
     size = max(_item(piece) for piece in pieces)
-    if all(isinstance(piece, Rows) for piece in pieces):
+    if all(isinstance(piece, (Rows, PackedRows)) for piece in pieces):
         yield from _looked_up(pieces, operator, n, max(1, block_bytes(_leaf(pieces[0])) // (n * height * size)))
         return
     simple = all(isinstance(piece, (OuterProduct, Dense)) for piece in pieces)
@@ -134,20 +134,15 @@ def _looked_up(pieces: Sequence[Any], operator: Operator, n: int, columns: int) 
     size, width = pieces[0].shape
     rows = torch.cat([piece.indices.reshape(-1) for piece in pieces])
     numbers, which, used = _compact(rows, size)
-    sample = torch.cat(
-        [
-            torch.arange(piece.n, device=rows.device).repeat_interleave(piece.indices.shape[1])
-            + sum(p.n for p in pieces[:i])
-            for i, piece in enumerate(pieces)
-        ]
-    )
-    place = sample * used + numbers  # (sum of n t,)
+    starts = [sum(p.n for p in pieces[:i]) for i in range(len(pieces))]
+    sample = torch.cat([_samples_of(piece, start, n) for piece, start in zip(pieces, starts, strict=True)])
+    place = torch.where(sample < n, sample * used + numbers, n * used)  # (sum of n t,)
     columns = max(1, columns * size // used)
     for start in range(0, width, columns):
         part = slice(start, min(start + columns, width))
-        b = torch.cat([piece.output_grads[:, :, part].flatten(0, 1) for piece in pieces])
+        b = torch.cat([piece.output_grads[..., part].reshape(piece.indices.numel(), -1) for piece in pieces])
         b = b.float() if b.dtype.itemsize < 4 else b
-        x = b.new_zeros(n * used, b.shape[1]).index_add_(0, place, b)  # (n used, c)
+        x = b.new_zeros(n * used + 1, b.shape[1]).index_add_(0, place, b)[:-1]  # (n used, c)
         if isinstance(operator, Diagonal):
             values: Any = operator.values
             root = values[:, part].sqrt() if which is None else values[:, part].index_select(0, which).sqrt()
@@ -155,6 +150,14 @@ def _looked_up(pieces: Sequence[Any], operator: Operator, n: int, columns: int) 
         else:
             assert isinstance(operator, Scale)
             yield (x * operator.value**0.5).view(n, -1)
+
+
+def _samples_of(piece: Any, start: int, n: int) -> Tensor:
+    """Return the number of each token's sample, n for tokens of none."""
+    if isinstance(piece, Rows):
+        samples: Any = torch.arange(piece.n, device=_leaf(piece).device).repeat_interleave(piece.indices.shape[1])
+        return samples + start  # type: ignore[no-any-return]
+    return torch.where(piece.samples < 0, n, piece.samples + start)
 
 
 def _compact(rows: Tensor, size: int) -> tuple[Tensor, Tensor | None, int]:

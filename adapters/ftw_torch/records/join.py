@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -102,13 +103,33 @@ def _concatenate(pieces: Sequence[Record]) -> Record:
     if isinstance(first, Sum):
         uses: Any = [piece.parts for piece in pieces if isinstance(piece, Sum)]
         return Sum(tuple(_concatenate(part) for part in zip(*uses, strict=True)))
+    if isinstance(first, (Packed, PackedRows)):
+        return _lined_up(pieces)
     return _rebuild(first, lambda field: _cat([getattr(piece, field) for piece in pieces]))
+
+
+def _lined_up(pieces: Sequence[Any]) -> Record:
+    """Concatenate packed records: the documents of each piece follow those of the pieces before it."""
+    sizes = [piece.n for piece in pieces]
+    lined = [_renumbered(piece, sum(sizes[:i]), sum(sizes)) for i, piece in enumerate(pieces)]
+    fields = ("inputs" if isinstance(pieces[0], Packed) else "indices", "output_grads", "samples")
+    parts: Any = {field: torch.cat([getattr(piece, field) for piece in lined]) for field in fields}
+    out: Record = replace(lined[0], **parts)
+    return out
+
+
+def _renumbered(record: Any, before: int, n: int) -> Any:
+    """Return a record of documents among n, with ``before`` others in front of its own."""
+    samples = torch.where(record.samples < 0, -1, record.samples + before)
+    return replace(record, samples=samples, size=n)
 
 
 def _pad(record: Record, before: int, after: int) -> Record:
     """Add samples without gradient in front of and behind a record."""
     if isinstance(record, Sum):
         return Sum(tuple(_pad(part, before, after) for part in record.parts))
+    if isinstance(record, (Packed, PackedRows)):
+        return _renumbered(record, before, before + record.n + after)  # type: ignore[no-any-return]
 
     def extend(field: str) -> Tensor:
         x: Tensor = getattr(record, field)

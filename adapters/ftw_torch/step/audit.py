@@ -13,6 +13,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from ftw_torch.capture.backward import gradients, has_reentrant
 from ftw_torch.capture.functions import tensors
 from ftw_torch.capture.passes import Randomness
 from ftw_torch.errors import CaptureWarning, SelectionError
+from ftw_torch.packing import PackedBatch
 from ftw_torch.records.join import join
 
 __all__ = ["Audits", "audit", "same_state"]
@@ -64,6 +66,7 @@ def audit(
     pool: Any,
     target: Any,
     buffers: Sequence[Tensor] = (),
+    modules: Sequence[nn.Module] = (),
 ) -> dict[str, bool]:
     """Compare on the first samples of the target, and of the pool, which may take other ways through the model.
 
@@ -84,7 +87,7 @@ def audit(
     for batch, what in ((target, "target"), (pool, "pool")):
         if batch is not None:
             n = min(batches.size(batch, what), MAX_SAMPLES)
-            found = _compare(capture, losses, parameters, slow, batch, n, what, buffers)
+            found = _compare(capture, losses, parameters, slow, batch, n, what, buffers, modules)
             if found is not None and n > 1:
                 told = {name: name in found or told.get(name, False) for name in parameters}
     return told
@@ -99,10 +102,17 @@ def _compare(
     n: int,
     what: str,
     buffers: Sequence[Tensor],
+    modules: Sequence[nn.Module],
 ) -> set[str] | None:
     """Compare on n samples of a batch; return the parameters that could disagree, None if losses are not finite."""
     wrong: dict[str, float] = {}
-    few = batches.take(batch, torch.arange(n))
+    packed = isinstance(batch, PackedBatch)
+    few = batches.take(batch, batch.crowd(n) if packed else torch.arange(n))
+    every = few if packed else batch  # its first sample is that of the few
+    repeats = not packed or few.by_rows  # whether samples may be copied
+    if packed:
+        with same_state(parameters, buffers):
+            _refuse_crossing(losses, modules, few, what)
     for attempt in range(2):
         with same_state(parameters, buffers) as again:
             found, records = capture(parameters, few, what)
@@ -118,11 +128,12 @@ def _compare(
             theirs = gradients(total, list(parameters.values()), reentrant=has_reentrant([total]))
         wrong, told = _disagreements(parameters, ours, theirs, _coarsest(dtypes))
         if not wrong:
-            if n == MAX_SAMPLES:  # else the model may take no more
+            if n == MAX_SAMPLES and repeats:  # else the model may take no more
                 with same_state(parameters, buffers):
-                    _refuse_shares(losses, batch, what, Randomness(parameters))
+                    _refuse_shares(losses, every, what, Randomness(parameters))
             return told
-        if attempt == 0 and not _independent(losses, few, batch, what, found, lambda: same_state(parameters, buffers)):
+        rewind = partial(same_state, parameters, buffers)
+        if attempt == 0 and repeats and not _independent(losses, few, every, what, found, rewind):
             break
         if attempt == 0:
             for name in wrong:
@@ -138,6 +149,43 @@ def _compare(
         "on other samples of the batch, does the forward change from call to call, or does a hook change a gradient?",
         parameters=wrong,
     )
+
+
+def _refuse_crossing(
+    losses: Callable[..., Tensor], modules: Sequence[nn.Module], batch: PackedBatch, what: str
+) -> None:
+    """Raise if a document's loss depends on what a layer computes for tokens that are not its own."""
+    shape = batch.samples.shape
+    outputs: list[tuple[str, Tensor]] = []
+
+    def note(module: nn.Module, inputs: Any, output: Any) -> None:
+        found = [x for x in tensors(output) if x.requires_grad and x.shape[:2] == shape]
+        outputs.extend((type(module).__name__, x) for x in found)
+
+    hooks = [module.register_forward_hook(note) for module in modules]
+    try:
+        with torch.enable_grad():
+            found = losses(batch, batch.n, what).unbind()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not outputs or has_reentrant(found):
+        return
+    for i in range(batch.n):
+        grads = torch.autograd.grad(found[i], [x for _, x in outputs], retain_graph=True, allow_unused=True)
+        for (layer, _), g in zip(outputs, grads, strict=True):
+            if g is None:
+                continue
+            size = g.detach().flatten(2).abs().amax(2) if g.ndim > 2 else g.detach().abs()  # (rows, T)
+            others = size[batch.samples != i]
+            if others.numel() and bool(others.max() > 1e-6 * size.max()):
+                raise SelectionError(
+                    f"documents of the packed {what} look at each other: the loss of one depends on what a {layer} "
+                    "computes for tokens of another. Attention must stay within a document: give the model "
+                    "position_ids that restart at 0, seq_idx or cumulated lengths and an attention that reads them, or "
+                    "a mask with a block for each document",
+                    samples=[i],
+                )
 
 
 def _independent(

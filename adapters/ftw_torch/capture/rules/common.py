@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ftw import Dense, OuterProduct, Packed
 from ftw_torch.capture import batch_axis
 from ftw_torch.capture.discovery import Capture
 from ftw_torch.capture.registry import Rule
@@ -18,8 +19,11 @@ __all__ = [
     "batched",
     "by_channel",
     "detached",
+    "of_tokens",
     "on_leading_axes",
+    "outer",
     "quietly",
+    "summed",
     "token_sum",
     "trains",
     "with_copies",
@@ -36,8 +40,10 @@ def trains(p: Any) -> bool:
 
 def on_leading_axes(capture: Capture, x: Tensor, place: Any, trailing: int) -> bool:
     """Tell whether the last ``trailing`` axes are free of samples."""
-    if capture.samples == 1 or isinstance(place, batch_axis.Scattered):
+    if capture.samples == 1:
         return True
+    if isinstance(place, batch_axis.Scattered):
+        return place.rows.ndim + trailing <= x.ndim
     where = batch_axis.axis(x.shape, place, capture.samples)
     return where is not None and where.number < x.ndim - trailing
 
@@ -94,6 +100,35 @@ def token_sum(x: Tensor | None) -> Tensor:
     """Return the sum over the tokens of (n, t, *shape), of 16-bit floats in float32."""
     assert x is not None
     return x.sum(1, dtype=torch.float32 if x.dtype.itemsize < 4 else x.dtype)
+
+
+def outer(capture: Capture, x: Tensor, place: Any, g: Tensor, result: Any) -> OuterProduct | Packed:
+    """Return the record of a layer's inputs (..., d_in) and output gradients (..., d_out)."""
+    if capture.grid and isinstance(place, batch_axis.Scattered):
+        inputs, numbers = of_tokens(x, place, 1)  # (t, d_in), (t,)
+        return Packed(inputs, of_tokens(g, result, 1)[0], numbers, capture.samples)
+    a, b = (capture.group(y, at, 1) for y, at in ((x, place), (g, result)))  # (n, t, d_in), (n, t, d_out)
+    assert a is not None
+    assert b is not None
+    return OuterProduct(a, b)
+
+
+def of_tokens(x: Tensor, place: batch_axis.Scattered, trailing: int) -> tuple[Tensor, Tensor]:
+    """Return ``x`` (..., *trail) as (t, *trail), with the number of each token's document (t,)."""
+    lead, trail = place.rows.ndim, x.shape[x.ndim - trailing :]
+    between = x.shape[lead : x.ndim - trailing].numel()
+    numbers = place.rows.reshape(-1)
+    return x.reshape(-1, *trail), numbers if between == 1 else numbers.repeat_interleave(between)
+
+
+def summed(capture: Capture, x: Tensor, place: Any, trailing: int) -> Dense:
+    """Return the record of the sums (n, *trail) of ``x`` (..., *trail) over each sample's tokens."""
+    if capture.grid and isinstance(place, batch_axis.Scattered):
+        flat, numbers = of_tokens(x, place, trailing)  # (t, *trail), (t,)
+        flat = flat.float() if flat.dtype.itemsize < 4 else flat
+        out = flat.new_zeros(capture.samples + 1, *flat.shape[1:])  # the last is that of tokens of no document
+        return Dense(out.index_add_(0, torch.where(numbers < 0, capture.samples, numbers), flat)[:-1])
+    return Dense(token_sum(capture.group(x, place, trailing)))
 
 
 def detached(p: Tensor | None) -> Tensor | None:

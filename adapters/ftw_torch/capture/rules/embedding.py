@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ftw import Rows
+from ftw import PackedRows, Rows
 from ftw_torch.capture import batch_axis
 from ftw_torch.capture.batch_axis import forms
 from ftw_torch.capture.discovery import Capture
 from ftw_torch.capture.registry import rule
 
-from .common import quietly
+from .common import of_tokens, quietly
 
 __all__: list[str] = []
 
@@ -68,6 +68,11 @@ def embedding(
     )
 
     def deliver(rows: Tensor, g: Tensor) -> None:
+        if capture.grid and isinstance(place, batch_axis.Scattered):
+            (flat, numbers), (line, _) = of_tokens(g, place, 1), of_tokens(rows, place, 0)  # (t, d), (t,)
+            flat = flat if padding is None else flat.masked_fill((line == padding)[:, None], 0.0)
+            capture.deliver(name, PackedRows(line, flat, numbers, capture.samples, size))
+            return
         b, at = capture.group(g, result, 1), capture.group(rows, place, 0)  # (n, t, d), (n, t)
         assert b is not None
         assert at is not None

@@ -15,13 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ftw import Dense, OuterProduct
 from ftw_torch.capture import batch_axis
 from ftw_torch.capture.batch_axis import forms
 from ftw_torch.capture.discovery import Capture
 from ftw_torch.capture.registry import rule
 
-from .common import affine, aten, batched, detached, on_leading_axes, quietly, token_sum, trains
+from .common import affine, aten, batched, detached, on_leading_axes, outer, quietly, summed, trains
 
 __all__: list[str] = []
 
@@ -81,13 +80,11 @@ def linear(
         return NotImplemented
 
     def deliver(x: Tensor, g: Tensor) -> None:
-        a, b = capture.group(x, place, 1), capture.group(g, result, 1)  # (n, t, d_in), (n, t, d_out)
-        assert a is not None
-        assert b is not None
         if names[0] is not None:
-            capture.deliver(names[0], OuterProduct(b, a) if transposed else OuterProduct(a, b))
+            factors = outer(capture, g, result, x, place) if transposed else outer(capture, x, place, g, result)
+            capture.deliver(names[0], factors)
         if names[1] is not None:
-            capture.deliver(names[1], Dense(token_sum(b)))
+            capture.deliver(names[1], summed(capture, g, result, 1))
 
     return _Linear.apply(input, weight.detach(), detached(bias), capture.anchor, deliver)  # type: ignore[no-untyped-call]
 

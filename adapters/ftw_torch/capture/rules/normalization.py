@@ -10,13 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ftw import Dense
 from ftw_torch.capture import batch_axis
 from ftw_torch.capture.coupling import refuse_batch_statistics
 from ftw_torch.capture.discovery import Capture
 from ftw_torch.capture.registry import rule
 
-from .common import affine, aten, by_channel, detached, on_leading_axes, quietly, token_sum, trains
+from .common import affine, aten, by_channel, detached, on_leading_axes, quietly, summed, trains
 
 __all__: list[str] = []
 
@@ -80,9 +79,9 @@ def layer_norm(
     def deliver(g: Tensor, normal: Tensor) -> None:
         g = g.to(normal.dtype)
         if gain is not None:
-            capture.deliver(gain, Dense(token_sum(capture.group(g * normal, place, len(shape)))))
+            capture.deliver(gain, summed(capture, g * normal, place, len(shape)))
         if shift is not None:
-            capture.deliver(shift, Dense(token_sum(capture.group(g, place, len(shape)))))
+            capture.deliver(shift, summed(capture, g, place, len(shape)))
 
     return _LayerNorm.apply(input, shape, detached(weight), detached(bias), eps, capture.anchor, deliver)  # type: ignore[no-untyped-call]
 
