@@ -123,6 +123,7 @@ def selector(net, keep=4, **options):
 
 
 def close(got, wanted, tol=1e-10):
+    got, wanted = got.detach(), wanted.detach()
     assert float((got - wanted).norm()) <= tol * float(wanted.norm())
 
 
@@ -339,3 +340,103 @@ def test_documents_are_read_from_what_trainers_give():
         documents({"input_ids": ids, "position_ids": places[0]})
     with pytest.raises(ValueError, match="one row"):
         documents({"input_ids": ids, "cu_seqlens": cumulated})
+
+
+def test_gains_and_shifts_of_every_shape():
+    class Gains(Model):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = (nn.Parameter(torch.randn(shape)) for shape in ((), (HEADS, 1), (1, 1, WIDTH)))
+            self.d, self.e, self.f = nn.Parameter(torch.randn(WIDTH)), nn.Linear(WIDTH, 1), nn.Parameter(torch.randn(4))
+
+        def forward(self, input_ids, position_ids):
+            x = self.embed(input_ids) + self.place(position_ids)
+            x = torch.tanh(self.a * x + self.c) * torch.tanh(self.e(x) * self.d)
+            x = x.unflatten(-1, (HEADS, -1)) * self.b
+            x = (x.transpose(1, 2) - self.f).transpose(1, 2).flatten(2)
+            return self.head(x)
+
+    torch.manual_seed(0)
+    net = Gains().double()
+    pool, alone = packed()
+    G = [torch.autograd.grad(v, list(net.parameters()), retain_graph=True, allow_unused=True) for v in loss(net, pool)]
+    for i, document in enumerate(alone):  # the losses of the packed batch are those of documents alone
+        one = PackedBatch(
+            dict(zip(("input_ids", "position_ids"), document, strict=True)), torch.zeros_like(document[0])
+        )
+        close(loss(net, one)[0], loss(net, pool)[i])
+    chooser = selector(net)
+    selection = chooser.backward(pool, packed(seed=1)[0])
+    assert not chooser.memory.slow
+    for p, *grads in zip(net.parameters(), *G, strict=True):
+        if grads[0] is not None:
+            close(
+                p.grad,
+                torch.tensordot(selection.weights.double(), torch.stack([grads[i] for i in selection.indices]), 1),
+            )
+
+
+def causal_loss(net, batch):
+    """What a causal language model is trained on, each document for itself."""
+    ids, samples = batch.tensors["input_ids"], batch.samples
+    logits = net(**batch.tensors, use_cache=False).logits
+    values = F.cross_entropy(logits.flatten(0, 1), ids.roll(-1, 1).flatten(), reduction="none").view_as(samples)
+    follows = samples == samples.roll(-1, 1)
+    follows[:, -1] = False
+    return batch.mean(values, follows)
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # by peft
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "lora"])
+def test_transformers_pack_by_position_ids(kind):
+    transformers, peft = pytest.importorskip("transformers"), pytest.importorskip("peft")
+    size = {"vocab_size": VOCABULARY, "bos_token_id": 0, "eos_token_id": 0}
+    if kind == "gpt2":
+        config = transformers.GPT2Config(n_embd=16, n_layer=2, n_head=2, n_positions=32, **size)
+        config.resid_pdrop = config.embd_pdrop = config.attn_pdrop = 0.0
+    else:
+        heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 32}
+        config = transformers.LlamaConfig(hidden_size=16, intermediate_size=24, num_hidden_layers=2, **heads, **size)
+    torch.manual_seed(0)
+    net = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+    if kind == "lora":
+        net = peft.get_peft_model(
+            net, peft.LoraConfig(r=2, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+        )
+    net = net.double().train()
+    parameters = [p for p in net.parameters() if p.requires_grad]
+    pool, alone = packed(((5, 3, 4), (2, 10), (7, 2, 3)))
+    rows = []
+    for ids, _ in alone:
+        value = F.cross_entropy(net(input_ids=ids, use_cache=False).logits[0, :-1], ids[0, 1:])
+        rows.append(torch.cat([g.reshape(-1) for g in torch.autograd.grad(value, parameters)]))
+    chooser = FilterThenWeight(net, torch.optim.AdamW(parameters, lr=1e-3), causal_loss, keep=3)
+    selection = chooser.backward(pool, packed(((4, 6), (8, 2)), width=10, seed=1)[0])
+    assert not chooser.memory.slow
+    wanted = selection.weights.double() @ torch.stack(rows)[selection.indices]
+    close(torch.cat([p.grad.reshape(-1) for p in parameters]), wanted)
+
+
+def test_transformers_without_positions_are_refused():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2
+    )
+    torch.manual_seed(0)
+    net = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").double()
+    pool, _ = packed(((5, 3, 4), (2, 10)))
+    blind = PackedBatch({"input_ids": pool.tensors["input_ids"]}, pool.samples)
+    with pytest.raises(SelectionError, match="documents of the packed target look at each other"):
+        FilterThenWeight(net, torch.optim.SGD(net.parameters(), lr=1.0), causal_loss, keep=2).backward(blind, blind)
+
+
+def test_documents_of_the_collators():
+    transformers = pytest.importorskip("transformers")
+    sft = pytest.importorskip("trl.trainer.sft_trainer")
+    texts = [{"input_ids": [1, 2, 3]}, {"input_ids": [4, 5]}]
+    packs = [{"input_ids": [1, 2, 3, 4, 5], "seq_lengths": [3, 2]}, {"input_ids": [6, 7], "seq_lengths": [1, 1]}]
+    free = sft.DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True)
+    assert documents(free(texts)).tolist() == [[0, 0, 0, 1, 1]]
+    assert documents(free(packs)).tolist() == [[0, 0, 0, 1, 1, 2, 3]]
+    flat = transformers.DataCollatorWithFlattening(return_flash_attn_kwargs=True)(texts)
+    assert documents(flat).tolist() == [[0, 0, 0, 1, 1]]
