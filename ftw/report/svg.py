@@ -43,8 +43,13 @@ def curve_of(runs: Sequence[Run], name: str) -> list[Point]:
     return points
 
 
-def chart(series: Sequence[tuple[str, int, list[Point]]], width: int, height: int, *, named: bool = False) -> str:
-    """Return curves with bands as SVG; ``named`` writes each method's name at the end of its curve."""
+def chart(
+    series: Sequence[tuple[str, int, list[Point]]], width: int, height: int, *, named: bool = False, unit: str = ""
+) -> str:
+    """Return curves with bands as SVG; ``named`` writes each method's name at the end of its curve.
+
+    The axis across counts steps, or is in ``unit``.
+    """
     points = [point for _, _, line in series for point in line]
     left, right, top, bottom = 44.0, width - (170.0 if named else 12.0), 10.0, height - 26.0
     x0, x1 = min(p[0] for p in points), max(p[0] for p in points)
@@ -59,7 +64,8 @@ def chart(series: Sequence[tuple[str, int, list[Point]]], width: int, height: in
         out.append(f'<text x="{left - 8}" y="{y(value) + 4:.1f}" text-anchor="end">{label}</text>')
     across = _ticks(x0, x1, 6 if width > 500 else 4)
     for value, label in across:
-        word = f"step {label}" if value == across[0][0] else label
+        first = f"{label} {unit}" if unit else f"step {label}"
+        word = first if value == across[0][0] else label
         out.append(f'<text x="{x(value):.1f}" y="{height - 6}" text-anchor="middle">{word}</text>')
     for method, colour, line in series:
         upper = [f"{x(p[0]):.1f} {y(p[3]):.1f}" for p in line]
