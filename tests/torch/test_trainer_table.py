@@ -65,7 +65,14 @@ def tuned(make, adapter):
 
 
 def verdict(path, make, data, adapter=None, options=(), tol=1e-4):
-    """Return whether a step on everything is the plain trainer's, and how it was had: exact, slow, refused or wrong."""
+    """Return whether a step on everything is the plain trainer's, and how it was had: exact, slow, refused or wrong.
+
+    "none" where peft has no such adapter for the model.
+    """
+    try:
+        tuned(make, adapter)
+    except ValueError:
+        return "none"
     extra = {"data_collator": collate} if data is samples else {}
     options = {"max_steps": 1, "remove_unused_columns": not extra, **dict(options)}
     with warnings.catch_warnings(record=True) as caught:

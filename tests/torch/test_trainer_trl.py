@@ -169,3 +169,17 @@ def test_a_loss_that_sorts_pairs_is_refused_by_name(tmp_path):
     )  # fmt: skip
     with pytest.raises(SelectionError, match=r"DPOTrainer\.compute_loss with LlamaForCausalLM"):
         made.train()
+
+
+class SelectingGRPOTrainer(FilterThenWeightMixin, trl.GRPOTrainer):
+    pass
+
+
+def test_a_trainer_that_makes_its_samples_is_refused_with_the_loop(tmp_path):
+    args = trl.GRPOConfig(str(tmp_path), report_to=[], use_cpu=True, bf16=False, num_generations=2)
+    prompts = datasets.Dataset.from_dict({"prompt": ["a b", "c d"]})
+    with pytest.raises(ValueError, match=r"GRPOTrainer makes its samples within the step.*ftw_torch\.losses\.grpo"):
+        SelectingGRPOTrainer(
+            model=llama(), reward_funcs=lambda completions, **_: [0.0] * len(completions), args=args,
+            train_dataset=prompts, target_dataset=prompts, processing_class=tiny_tokenizer(), keep=1,
+        )  # fmt: skip
