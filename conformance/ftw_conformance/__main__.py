@@ -11,6 +11,7 @@ COMMANDS = {
     "mutate": ("mutate", "plant errors in a copy of the core and see whether verify notices"),
     "bench qp": ("bench.qp", "time the QP solvers beside their peers"),
     "bench torch": ("bench.torch_step", "time and memory of the PyTorch adapter beside plain steps"),
+    "bench forward": ("bench.forward", "how well forward passes rank candidates, by dtype"),
     "bench jax": ("bench.jax_step", "time and memory of the JAX adapter"),
     "efficacy": ("efficacy", "methods of selection side by side, on paired seeds"),
 }

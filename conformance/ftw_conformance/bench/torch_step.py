@@ -42,6 +42,8 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--model", default="gpt", choices=[*SIZES, "lora"])
     parser.add_argument("--pool", type=int, help="candidates N; by default 32, 16, 8 for 128, 512, 1024 tokens, else 8")
+    parser.add_argument("--targets", type=int, help="target samples V; N/8 by default")
+    parser.add_argument("--keep", type=int, help="samples k to train on; N/4 by default")
     parser.add_argument("--steps", default=",".join(STEPS), help="which steps")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
@@ -73,7 +75,7 @@ def where(options: argparse.Namespace) -> str:
 def sizes(options: argparse.Namespace, t: int) -> tuple[int, int, int, int]:
     """Return N, V, k and the length of the shortlist."""
     n = options.pool or {128: 32, 512: 16, 1024: 8}.get(t, 8)
-    return n, max(1, n // 8), max(1, n // 4), max(1, n // 2)
+    return n, options.targets or max(1, n // 8), options.keep or max(1, n // 4), max(1, n // 2)
 
 
 def setup(options: argparse.Namespace, t: int) -> tuple[Setup, int]:
@@ -173,7 +175,8 @@ def fresh(options: argparse.Namespace, t: int, name: str) -> float:
         return peak(options, t, name)
     command = [sys.executable, "-m", "ftw_conformance.bench.torch_step", "--tokens", str(t), "--memory-of", name]
     command += ["--model", options.model, "--device", options.device, "--dtype", options.dtype]
-    command += ["--pool", str(sizes(options, t)[0])]
+    n, v, k, _ = sizes(options, t)
+    command += ["--pool", str(n), "--targets", str(v), "--keep", str(k)]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 

@@ -166,6 +166,8 @@ STEPS: dict[str, Callable[[Setup], Step]] = {
     "default_guard": ours,
     "two_pass": lambda setup: ours(setup, mode="two_pass", **TOP_K),
     "two_pass_default": lambda setup: ours(setup, mode="two_pass", guard=0),
+    "forward": lambda setup: ours(setup, score="forward", **TOP_K),
+    "forward_default": lambda setup: ours(setup, score="forward"),
     "vmap_grad": vmap_grad,
     "loop": loop,
     "loop_default": lambda setup: loop(setup, default=True),
@@ -178,9 +180,12 @@ def limits(
     """Return the time and memory that are asked of a step, as ratios to the plain step over the pool.
 
     The floor is that of composing the update from factors, ``1 + V/N + k/3N``, and ``shortlist/3N`` for a Gram
-    matrix; the guard adds the lengths of the target's gradients, ``V/3N``.
+    matrix; the guard adds the lengths of the target's gradients, ``V/3N``. Scores by forward passes are two thirds of a
+    plain step, and the k are trained by a plain one.
     """
     both = 1 + v / n
+    if name == "forward":
+        return 1.10 * (2 / 3 + v / n + k / n), None
     if model == "lora":
         return (1.12 * both, 1.15 * both) if name.startswith(("top_k", "default")) else (None, None)
     floor = both + k / (3 * n)
