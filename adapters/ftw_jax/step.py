@@ -19,6 +19,7 @@ from ftw.geometry import Operator
 from ftw.spi import GuardWatch
 
 from . import _capture, _names
+from ._forward import forward_step
 from ._layout import operators_of, tree_of
 from .geometry import geometry as optimizer_geometry
 from .geometry import orthogonalised
@@ -53,6 +54,8 @@ def filter_then_weight(
     quota: ftw.Quota | None = None,
     fill: str = "raise",
     explain: bool = False,
+    score: str = "exact",
+    train_on_target: float = 0.0,
 ) -> Select:
     """Return a function that chooses ``keep`` samples of a pool, and weights for them, and composes their gradient.
 
@@ -80,6 +83,12 @@ def filter_then_weight(
     linearise : bool
         Take the derivative of what cannot be read of the optimizer, if it acts on each entry by itself: that of
         `ftw_jax.geometry`.
+    score : {"exact", "forward"}
+        "forward" takes the scores from `jax.jvp` of the losses along ``P g_T``, exact to first order: no per-sample
+        gradient but those of the shortlist, and none at all for top-k with uniform weights. The loss must have a
+        forward derivative (a `jax.custom_vjp` has none). The guard is off.
+    train_on_target : float
+        The share a of the target's own gradient in the update, ``(1 - a) sum_i w_i g_i + a g_T``.
 
     quota : ftw.Quota, optional
         How many of the kept samples come from each source. Its sources, and those of a `ftw.SourceShares`, are the name
@@ -105,6 +114,9 @@ def filter_then_weight(
         with weights of NaN the gradient is NaN too.
     """
     _check_options(loss, tx, keep, damping, capture, micro_batch, geometry, linearise)
+    _check_scores(score, train_on_target)
+    choice: dict[str, Any] = {"keep": keep, "filter": filter, "weight": weight, "constraint": constraint}
+    choice |= {"ridge": ridge, "shortlist": shortlist, "solver": solver, "quota": quota, "fill": fill, "explain": explain}
 
     def select(params: Any, opt_state: Any, pool: Any, target: Any = None, **extra_args: Any) -> tuple[Any, Selection]:
         names, treedef = _names.flatten(params, what="params")
@@ -117,9 +129,29 @@ def filter_then_weight(
         if target is not None:
             _check_alike(pool, target)
             _check_loss(loss, params, target, what="target")
-            for words in GuardWatch().note(math.inf, m) if guard else []:
+            for words in GuardWatch().note(math.inf, m) if guard and score == "exact" else []:
                 _warn_once(words)
         apart = frozenset(names if geometry else orthogonalised(opt_state))
+        more: Any = {"damping": damping, "extra_args": extra_args, "linearise": linearise}
+
+        def responses(at: Any) -> dict[str, Operator]:
+            if geometry is None:
+                return optimizer_geometry(tx, params, opt_state, anticipate=at, **more)
+            return dict(geometry(params, opt_state, at))
+
+        if score == "forward":
+            grads, selection, at = forward_step(
+                loss,
+                params,
+                names,
+                pool,
+                pool if target is None else target,
+                geometry=responses,
+                trace=lambda: _plan(loss, params, pool, None, capture, apart)[0],
+                micro_batch=micro_batch,
+                options=_with_columns(choice, pool),
+            )
+            return _blended(grads, at, train_on_target, params), selection
         traces = _plan(loss, params, pool, target, capture, apart)
         views = traces[0].views
         records, losses = _capture.per_sample(traces[0], params, pool, micro_batch)
@@ -128,33 +160,12 @@ def filter_then_weight(
             samples, target_losses = _capture.per_sample(traces[1], params, target, micro_batch)
         g_T = ftw.combine(records if samples is None else samples, jnp.full((m,), 1 / m, losses.dtype))
         at = tree_of(treedef, views, g_T)
-        if geometry is None:
-            more: Any = {"damping": damping, "extra_args": extra_args, "linearise": linearise}
-            operators = optimizer_geometry(tx, params, opt_state, anticipate=at, **more)
-        else:
-            operators = dict(geometry(params, opt_state, at))
-        operators = operators_of(views, operators)
-        selection = ftw.filter_then_weight(
-            records,
-            g_T,
-            operators,
-            keep=keep,
-            filter=filter,
-            weight=weight,
-            constraint=_with_sources(constraint, pool),
-            ridge=ridge,
-            shortlist=shortlist,
-            solver=solver,
-            target_samples=samples,
-            guard=guard,
-            quota=_with_sources(quota, pool),
-            fill=fill,
-            explain=explain,
-        )
+        operators = operators_of(views, responses(at))
+        selection = ftw.filter_then_weight(records, g_T, operators, target_samples=samples, guard=guard, **_with_columns(choice, pool))
         members = ftw.take(records, selection.indices)
         grads = ftw.combine(members, selection.weights)
         selection = selection._replace(losses=losses, target_loss=jnp.mean(target_losses))
-        return jax.tree.map(lambda g, p: g.astype(p.dtype), tree_of(treedef, views, grads), params), selection
+        return _blended(tree_of(treedef, views, grads), at, train_on_target, params), selection
 
     return select
 
@@ -216,6 +227,11 @@ def _check_options(
         raise TypeError(f"{_WHAT}: geometry must be a function (params, opt_state, gradient) -> {{name: operator}}")
 
 
+def _with_columns(choice: dict[str, Any], pool: Any) -> dict[str, Any]:
+    """Return the options of a choice with the pool's columns where they are named."""
+    return choice | {name: _with_sources(choice[name], pool) for name in ("constraint", "quota")}
+
+
 def _with_sources(bounded: Any, pool: Any) -> Any:
     """Return a quota or shares with the column of the pool that they name; anything else as it is."""
     if not isinstance(bounded, (ftw.Quota, ftw.SourceShares)) or not isinstance(bounded.sources, str):
@@ -226,6 +242,19 @@ def _with_sources(bounded: Any, pool: Any) -> Any:
             f"{_WHAT}: the pool has no column {bounded.sources!r} to read sources from; it is or has {there}"
         )
     return bounded._replace(sources=jnp.asarray(pool[bounded.sources]))
+def _blended(update: Any, target: Any, share: float, params: Any) -> Any:
+    """Return ``(1 - share) update + share g_T`` in the dtypes of the parameters."""
+    if share:
+        update = jax.tree.map(lambda g, t: (1 - share) * g + share * t.astype(g.dtype), update, target)
+    return jax.tree.map(lambda g, p: g.astype(p.dtype), update, params)
+
+
+def _check_scores(score: Any, train_on_target: Any) -> None:
+    if score not in ("exact", "forward"):
+        raise ValueError(f"{_WHAT}: score={score!r} must be 'exact' or 'forward'")
+    number = isinstance(train_on_target, (int, float)) and not isinstance(train_on_target, bool)
+    if not number or not 0 <= train_on_target <= 1:
+        raise ValueError(f"{_WHAT}: train_on_target={train_on_target!r} must be a number in [0, 1]")
 
 
 def _samples(batch: Any, *, what: str) -> int:
