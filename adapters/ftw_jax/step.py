@@ -116,7 +116,14 @@ def filter_then_weight(
     _check_options(loss, tx, keep, damping, capture, micro_batch, geometry, linearise)
     _check_scores(score, train_on_target)
     choice: dict[str, Any] = {"keep": keep, "filter": filter, "weight": weight, "constraint": constraint}
-    choice |= {"ridge": ridge, "shortlist": shortlist, "solver": solver, "quota": quota, "fill": fill, "explain": explain}
+    choice |= {
+        "ridge": ridge,
+        "shortlist": shortlist,
+        "solver": solver,
+        "quota": quota,
+        "fill": fill,
+        "explain": explain,
+    }
 
     def select(params: Any, opt_state: Any, pool: Any, target: Any = None, **extra_args: Any) -> tuple[Any, Selection]:
         names, treedef = _names.flatten(params, what="params")
@@ -161,7 +168,9 @@ def filter_then_weight(
         g_T = ftw.combine(records if samples is None else samples, jnp.full((m,), 1 / m, losses.dtype))
         at = tree_of(treedef, views, g_T)
         operators = operators_of(views, responses(at))
-        selection = ftw.filter_then_weight(records, g_T, operators, target_samples=samples, guard=guard, **_with_columns(choice, pool))
+        selection = ftw.filter_then_weight(
+            records, g_T, operators, target_samples=samples, guard=guard, **_with_columns(choice, pool)
+        )
         members = ftw.take(records, selection.indices)
         grads = ftw.combine(members, selection.weights)
         selection = selection._replace(losses=losses, target_loss=jnp.mean(target_losses))
@@ -242,6 +251,8 @@ def _with_sources(bounded: Any, pool: Any) -> Any:
             f"{_WHAT}: the pool has no column {bounded.sources!r} to read sources from; it is or has {there}"
         )
     return bounded._replace(sources=jnp.asarray(pool[bounded.sources]))
+
+
 def _blended(update: Any, target: Any, share: float, params: Any) -> Any:
     """Return ``(1 - share) update + share g_T`` in the dtypes of the parameters."""
     if share:
