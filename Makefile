@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 THREADS ?= 1
 
-.PHONY: demo check test test-slow test-transformers-4 bench docs format lint types clean
+.PHONY: demo check test test-slow test-transformers-4 bench real-data docs format lint types clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/python -m ftw_torch.demo
@@ -23,6 +23,9 @@ test-slow: $(VENV)/test.stamp
 
 bench: $(VENV)/test.stamp
 	$(BIN)/python -m ftw_conformance bench
+
+real-data: $(VENV)/test.stamp
+	$(BIN)/python -m ftw_conformance.efficacy.real_data
 
 docs: $(VENV)/docs.stamp
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html

@@ -108,7 +108,7 @@ def test_text_gradients_are_the_adapters():
         assert_allclose(got, expected.scores.numpy(), rtol=2e-3, atol=1e-5 * float(expected.scores.abs().max()))
 
 
-@pytest.mark.parametrize("name", list(ablations.METHODS))
+@pytest.mark.parametrize("name", [*baselines.BASELINES, *ablations.ABLATIONS])
 def test_every_method_keeps_distinct_candidates(name):
     step = a_step(small())
     choice = ablations.METHODS[name].choose(step)
@@ -152,10 +152,10 @@ def test_flops_by_hand():
     task = small()
     work = sum(2 * layer.inputs * layer.outputs for layer in task.layers())  # one token a sample
     passes = {name: method.passes for name, method in baselines.BASELINES.items()}
-    assert cost.flops(task, baselines.RANDOM, passes[baselines.RANDOM]) == 3 * 3 * work
-    assert cost.flops(task, baselines.WHOLE, passes[baselines.WHOLE]) == 3 * 12 * work
-    assert cost.flops(task, "max loss", passes["max loss"]) == (12 + 2 * 3) * work
-    assert cost.flops(task, "TracIn", passes["TracIn"]) == (3 * 12 + 3 * 5 + 3) * work
+    assert cost.flops(task, passes[baselines.RANDOM]) == 3 * 3 * work
+    assert cost.flops(task, passes[baselines.WHOLE]) == 3 * 12 * work
+    assert cost.flops(task, passes["max loss"]) == (12 + 2 * 3) * work
+    assert cost.flops(task, passes["TracIn"]) == (3 * 12 + 3 * 5 + 3) * work
 
 
 def test_paired_differences_are_students():
@@ -222,7 +222,7 @@ def test_the_page_escapes():
     pair = stats.paired({0: 1.0, 1: 2.0}, {0: 1.5, 1: 2.0})
     bad = "<script>x</script>"
     cell = stats.Cell(bad, baselines.METHOD, 2, 1.0, 1.0, 1.0, {baselines.LESS: pair}, None, None, None, None, None,
-                      None, None, None, 1.0, [(0, 2.0, 0.1), (5, 1.0, 0.1)])  # fmt: skip
+                      None, None, None, None, 1.0, [(0, 2.0, 0.1), (5, 1.0, 0.1)])  # fmt: skip
     html = page.render([cell], {bad: bad}, [baselines.METHOD], [cell], bad)
     assert "<script" not in html
     assert "|" not in table.markdown([["a"], ["b|c"]]).splitlines()[-1].replace("\\|", "")[1:-1]

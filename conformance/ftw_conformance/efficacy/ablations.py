@@ -32,6 +32,7 @@ from ftw.inner_products import squared_norms
 
 from .baselines import BASELINES, METHOD, NO_GUARD, Choice, Method, Passes, matched
 from .learner import Array
+from .rivals import RIVALS
 from .step import DAMPING, Step
 
 __all__ = ["ABLATIONS", "METHODS"]
@@ -90,4 +91,4 @@ ABLATIONS: dict[str, Method] = {
     "length alone": Method(lambda s: _guarded(s, "length"), PASSES),
     "exact route": Method(lambda s: matched(s, _pool(s), guard=0.3), Passes(3, 3, 1.0)),
 }
-METHODS: dict[str, Method] = {**BASELINES, **ABLATIONS}
+METHODS: dict[str, Method] = {**BASELINES, **RIVALS, **ABLATIONS}

@@ -41,7 +41,7 @@ from ftw.gradients import Dense
 from ftw.inner_products import squared_norms
 
 from .learner import Array
-from .step import Step
+from .step import Choice, Step
 
 __all__ = [
     "BASELINES",
@@ -61,15 +61,6 @@ RANDOM, WHOLE, ORACLE, LESS = "random", "whole pool", "oracle", "LESS-like top-k
 METHOD, NO_GUARD = "Filter-then-Weight", "without guard"
 
 
-class Choice(NamedTuple):
-    """Who was chosen (k,), with which weights (k,), and how far the guard moved the target."""
-
-    indices: Array
-    weights: Array
-    shrinkage: float = 0.0
-    signal: float = np.inf
-
-
 class Passes(NamedTuple):
     """What a choice computes, for the count of FLOPs.
 
@@ -81,11 +72,20 @@ class Passes(NamedTuple):
         The same of the target samples.
     gram : float
         Share of the pool that the Gram matrix is formed for.
+    trained : float or None
+        Candidates trained on, as a multiple of k; None for the whole pool.
+    taught : float or None
+        Target samples trained on, as a multiple of k and never more than a step has; None for all of these.
+    reused : bool
+        Whether what the pool's passes computed serves to train the chosen.
     """
 
     pool: int = 0
     target: int = 0
     gram: float = 0.0
+    trained: float | None = 1.0
+    taught: float | None = 0.0
+    reused: bool = True
 
 
 class Method(NamedTuple):
@@ -162,7 +162,7 @@ def _dots(step: Step) -> Array:
 
 BASELINES: dict[str, Method] = {
     RANDOM: Method(random, Passes()),
-    WHOLE: Method(lambda s: equal(np.arange(s.size)), Passes()),
+    WHOLE: Method(lambda s: equal(np.arange(s.size)), Passes(trained=None)),
     "max loss": Method(lambda s: highest(s.losses, s.keep), Passes(1)),
     "gradient norm": Method(gradient_norm, Passes(3)),
     "TracIn": Method(lambda s: highest(_dots(s), s.keep), Passes(3, 3)),

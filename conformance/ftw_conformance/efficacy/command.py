@@ -2,8 +2,9 @@
 
 Each task is trained on a stream of pools of which every method keeps a few samples a step; pools, targets and the model
 at the start are the same for all methods, seed by seed. What counts is the loss on a test set. Tasks: digits (needs
-scikit-learn), text (from Python's own library, needs torch), languages (Debian's manual pages), or your own files with
-``--pool`` and ``--target``. Finished runs are kept in a file and not done again.
+scikit-learn), text (from Python's own library, needs torch), languages (Debian's manual pages), sentiment (real
+sentences and a pretrained encoder, `make real-data`; at equal compute), or your own files with ``--pool`` and
+``--target``. Finished runs are kept in a file and not done again.
 """
 
 from __future__ import annotations
@@ -21,13 +22,17 @@ from typing import Any
 
 from ftw._demo.text_files import TextError
 
-from . import page, table
+from . import page, real_data, table
 from .ablations import ABLATIONS, METHODS
 from .baselines import BASELINES, LESS, METHOD, ORACLE, RANDOM, WHOLE
+from .rates import GRID, TUNING
+from .real_data import DOMAINS
+from .rivals import BUDGETED
 from .runs import Job, key, read, run_all
 from .scenarios import SCENARIOS, Scenario, files
 from .statistics import Cell, summarise
 from .tasks_text import has_languages
+from .tuning import tune
 
 __all__ = ["main"]
 
@@ -44,9 +49,12 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--task", nargs="+", default=["*"], metavar="NAME", help=f"of {', '.join(SCENARIOS)}; * is a wildcard")
     add("--methods", nargs="+", metavar="NAME", help=f"of {', '.join(METHODS)}")
+    add("--domain", choices=list(DOMAINS), default="films", help="of sentiment: what to get better at (default: films)")
+    add("--tune", action="store_true", help="learning rates of the tasks that have a budget, on seeds of their own")
     add("--ablations", action="store_true", help="the default method with one part exchanged, instead of the baselines")
     add("--everything", action="store_true", help="both")
-    add("--seeds", type=int, metavar="N", help="paired seeds (default: 8, 24 with noisy pixels)")
+    add("--seeds", type=int, metavar="N", help="paired seeds (default: 8; 24 with noisy pixels, 16 for sentiment)")
+    add("--first-seed", type=int, default=0, metavar="N", help="the first of the seeds (default: 0)")
     add("--steps", type=int, metavar="N", help="steps of a run (default: the task's own)")
     add("--quick", action="store_true", help="few scenarios and methods, 2 seeds, short runs: does it run at all?")
     add("--pool", nargs="+", metavar="PATH", help="your text files and folders: what to pick from")
@@ -74,10 +82,14 @@ def plan(options: argparse.Namespace) -> tuple[list[Job], list[Job], dict[str, S
     if options.pool:
         scenarios = {"files": files(options.pool, options.target)}
     else:
-        names = [n for n in SCENARIOS if any(fnmatch.fnmatchcase(n, pattern) for pattern in options.task)]
+        names = [
+            name
+            for name, scenario in SCENARIOS.items()
+            if any(fnmatch.fnmatchcase(name, p) or scenario.task == p for p in options.task)
+        ]
         if not names:
             raise SystemExit(f"--task: nothing of that name; choose from {', '.join(SCENARIOS)}")
-        scenarios = {name: SCENARIOS[name] for name in names}
+        scenarios = {name: _of(SCENARIOS[name], options.domain) for name in names}
         for task in dict.fromkeys(s.task for s in scenarios.values()):
             if reason := lacking(task):
                 print(f"{task}: left out, {reason}")
@@ -85,24 +97,44 @@ def plan(options: argparse.Namespace) -> tuple[list[Job], list[Job], dict[str, S
     if options.quick and not options.pool:
         scenarios = {name: s for name, s in scenarios.items() if name in QUICK} or scenarios
 
-    def jobs(methods: Sequence[str], names: Sequence[str]) -> list[Job]:
+    def jobs(methods: Sequence[str] | None, names: Sequence[str]) -> list[Job]:
         return [
             Job(name, scenarios[name], method, seed, options.steps or (QUICK.get(name, 20) if options.quick else None))
             for name in names
-            for seed in range(options.seeds or (2 if options.quick else scenarios[name].seeds))
-            for method in methods
+            for seed in _seeds(options, scenarios[name])
+            for method in methods or default_methods(options, scenarios[name])
             if scenarios[name].labelled or method != ORACLE
         ]
 
-    methods = options.methods or (QUICK_METHODS if options.quick else list(BASELINES))
-    side_by_side = [] if options.ablations and not options.everything else jobs(methods, list(scenarios))
+    side_by_side = [] if options.ablations and not options.everything else jobs(options.methods, list(scenarios))
     chosen = [name for name in scenarios if name in ABLATED or options.pool]
     exchanged = jobs([METHOD, *ABLATIONS], chosen) if options.ablations or options.everything else []
     return side_by_side, exchanged, scenarios
 
 
+def default_methods(options: argparse.Namespace, scenario: Scenario) -> Sequence[str]:
+    """Return the methods that are compared unless some are named."""
+    if options.quick:
+        return QUICK_METHODS
+    return BUDGETED if scenario.budget else list(BASELINES)
+
+
+def _of(scenario: Scenario, domain: str) -> Scenario:
+    if scenario.task != "sentiment":
+        return scenario
+    words = f"{scenario.words} ({domain})"
+    return scenario._replace(options={**scenario.options, "domain": domain}, words=words)
+
+
+def _seeds(options: argparse.Namespace, scenario: Scenario) -> range:
+    count = options.seeds or (2 if options.quick else scenario.seeds)
+    return range(options.first_seed, options.first_seed + count)
+
+
 def lacking(task: str) -> str:
     """Return what a task needs and does not find, or nothing."""
+    if task == "sentiment":
+        return "" if real_data.available() else "its sentences are not there: `make real-data` fetches them"
     package = {"digits": "sklearn"}.get(task, "torch")
     if importlib.util.find_spec(package) is None:
         return f"{'scikit-learn' if package == 'sklearn' else package} is not installed"
@@ -120,6 +152,12 @@ def main(argv: list[str] | None = None) -> int:
     began = time.perf_counter()
     try:
         side_by_side, exchanged, scenarios = plan(options)
+        if options.tune:
+            budgeted = {name: s for name, s in scenarios.items() if s.budget}
+            chosen = options.methods or BUDGETED
+            with progress(len(budgeted) * len(chosen) * len(GRID) * len(TUNING)) as bar:
+                print(json.dumps(tune(budgeted, chosen, options.runs, options.jobs, bar.update), indent=4))
+            return 0
         if options.finished:
             done = read(options.runs)
             side_by_side, exchanged = ([j for j in jobs if key(j) in done] for jobs in (side_by_side, exchanged))

@@ -14,36 +14,25 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from .ablations import METHODS
 from .baselines import METHOD, RANDOM, WHOLE
+from .budget import FIRST_SEED, POINTS, Job, area
+from .budget import run as run_budgeted
 from .cost import flops
-from .scenarios import Scenario
 from .step import Step
 
 __all__ = ["Job", "key", "read", "run", "run_all"]
-
-POINTS = 12  # of a curve
-FIRST_SEED = 100  # seeds below were used to set the tasks up
-
-
-class Job(NamedTuple):
-    """What one run is of."""
-
-    name: str
-    scenario: Scenario
-    method: str
-    seed: int
-    steps: int | None = None
 
 
 def key(job: Job) -> str:
     """Return what tells runs apart: scenario and its options, method, seed, steps."""
     options = json.dumps(job.scenario.options, sort_keys=True)
-    return f"{job.name} {options} | {job.method} | {job.seed} | {job.steps or ''}"
+    lr = f" | lr {job.lr}" if job.lr else ""
+    return f"{job.name} {options} | {job.method} | {job.seed} | {job.steps or ''}{lr}"
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -52,14 +41,16 @@ def run(job: Job) -> dict[str, Any]:
     Random and whole pool go on beyond the last step until they have done as much arithmetic as the default method has
     in all its steps; their loss there is ``equal_compute``.
     """
+    if job.scenario.budget:
+        return {"key": key(job), **run_budgeted(job)}
     task = job.scenario.build(FIRST_SEED + job.seed, job.steps)
     method = METHODS[job.method]
     model, optimizer = task.model()
     each = max(1, task.steps // POINTS)
     curve = [(0, model.test_loss())]
     sums: dict[str, list[float]] = {"effective_size": [], "good": [], "shrinkage": [], "signal": []}
-    work = flops(task, job.method, method.passes)
-    budget = flops(task, METHOD, METHODS[METHOD].passes) * task.steps
+    work = flops(task, method.passes)
+    budget = flops(task, METHODS[METHOD].passes) * task.steps
     last = round(budget / work) if job.method in (RANDOM, WHOLE) else task.steps
     seconds = 0.0
     target_loss = math.nan
@@ -69,7 +60,7 @@ def run(job: Job) -> dict[str, Any]:
         began = time.process_time()
         step = Step(task, model, optimizer, batches, rng)
         choice = method.choose(step)
-        optimizer.update(step.gradient(choice.indices, choice.weights))
+        optimizer.update(step.update(choice))
         if i >= task.steps:
             continue
         seconds += time.process_time() - began
@@ -94,16 +85,10 @@ def run(job: Job) -> dict[str, Any]:
         "equal_compute": model.test_loss() if job.method in (RANDOM, WHOLE) else curve[-1][1],
         "target_loss": target_loss,
         "flops": work,
-        "whole_flops": flops(task, WHOLE, METHODS[WHOLE].passes),
+        "whole_flops": flops(task, METHODS[WHOLE].passes),
         "seconds": seconds,
         **{name: float(np.mean(values)) if values else None for name, values in sums.items()},
     }
-
-
-def area(curve: Sequence[tuple[int, float]]) -> float:
-    """Return the mean of a curve over its steps, by trapezoids."""
-    x, y = np.array(curve).T
-    return float(np.sum((y[1:] + y[:-1]) / 2 * np.diff(x)) / (x[-1] - x[0]))
 
 
 def read(path: Path) -> dict[str, dict[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from . import tasks_digits, tasks_text
+from . import tasks_digits, tasks_sentiment, tasks_text
 from .learner import Task
 
 __all__ = ["SCENARIOS", "Scenario", "files"]
@@ -19,16 +19,22 @@ class Scenario(NamedTuple):
     words: str
     labelled: bool = True  # whether it is known which samples are good
     seeds: int = 8  # paired, by default; more where runs scatter
+    budget: float | None = None  # sample passes of a run; None: all methods take the task's steps
 
     def build(self, seed: int, steps: int | None = None) -> Task:
         """Return the task of a seed."""
-        kind: Callable[..., Task] = tasks_digits.Digits if self.task == "digits" else tasks_text.Text
+        kinds: dict[str, Callable[..., Task]] = {"digits": tasks_digits.Digits, "sentiment": tasks_sentiment.Sentiment}
+        kind = kinds.get(self.task, tasks_text.Text)
         options: dict[str, Any] = dict(self.options) if steps is None else {**self.options, "steps": steps}
         return kind(seed, **options)
 
 
 def _digits(words: str, seeds: int = 8, **options: Any) -> Scenario:
     return Scenario("digits", options, words, seeds=seeds)
+
+
+def _sentiment(words: str, **options: Any) -> Scenario:
+    return Scenario("sentiment", options, words, seeds=16, budget=12000.0)
 
 
 def _text(words: str, task: str = "text", **options: Any) -> Scenario:
@@ -50,6 +56,9 @@ SCENARIOS: dict[str, Scenario] = {
     "text-6": _text("text, 6 targets", targets=6),
     "text-24": _text("text, 24 targets"),
     "lora-24": _text("text, LoRA of rank 4, 24 targets", rank=4, lr=3e-3),
+    "sentiment-48": _sentiment("sentiment, 48 targets"),
+    "sentiment-1500": _sentiment("sentiment, 1500 targets", held=1500),
+    "sentiment-useful": _sentiment("sentiment, a mostly useful pool", flipped=0.05, neutral=0.05),
     "languages-24": _text("text in several languages, 24 targets", "languages", kind="languages"),
 }
 

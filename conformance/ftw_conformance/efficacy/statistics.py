@@ -61,6 +61,8 @@ class Cell(NamedTuple):
     effective_size, good, shrinkage, signal, seconds, target_loss : float or None
         Effective number of samples; share of good picks; the guard's a and F; CPU seconds a run, without evaluation;
         final loss on the target samples.
+    accuracy : float or None
+        On the test set, where the task has one.
     flops : float
         Arithmetic of a step, in whole-pool steps.
     curve : list of (step, mean, standard error)
@@ -81,6 +83,7 @@ class Cell(NamedTuple):
     signal: float | None
     seconds: float | None
     target_loss: float | None
+    accuracy: float | None
     flops: float
     curve: list[tuple[int, float, float]]
 
@@ -126,6 +129,7 @@ def summarise(records: Sequence[Mapping[str, Any]]) -> list[Cell]:
                 mean(runs, "signal"),
                 mean(runs, "seconds"),
                 mean(runs, "target_loss"),
+                mean(runs, "accuracy"),
                 runs[0]["flops"] / runs[0]["whole_flops"],
                 curve,
             )

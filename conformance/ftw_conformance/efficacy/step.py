@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,9 +15,23 @@ from ftw.gradients import Record
 
 from .learner import Array, Batches, Captured, Model, Optimizer, Task
 
-__all__ = ["DAMPING", "Step", "solver"]
+__all__ = ["DAMPING", "Choice", "Step", "solver"]
 
 DAMPING = 0.1
+
+
+class Choice(NamedTuple):
+    """Who was chosen (k,), with which weights (k,), and how far the guard moved the target.
+
+    ``share`` of the update is the mean gradient of the first ``taught`` target samples of the step.
+    """
+
+    indices: Array
+    weights: Array
+    shrinkage: float = 0.0
+    signal: float = np.inf
+    share: float = 0.0
+    taught: int = 0
 
 
 class Step:
@@ -89,6 +103,17 @@ class Step:
     def identity(self) -> dict[str, Operator]:
         """P = I."""
         return {name: ftw.Scale(1.0) for name in self.model.params}
+
+    def update(self, choice: Choice) -> dict[str, Array]:
+        """Return the gradient to train with: of those chosen, and of the target samples that are taught."""
+        if not choice.share:
+            return self.gradient(choice.indices, choice.weights)
+        taught = self.task.take(self.batches.target, np.arange(choice.taught))
+        goal = mean(self.model.capture(taught).records)
+        if choice.share == 1:
+            return goal
+        own = self.gradient(choice.indices, choice.weights)
+        return {name: (1 - choice.share) * own[name] + choice.share * goal[name] for name in own}
 
     def gradient(self, indices: Array, weights: Array) -> dict[str, Array]:
         """Return ``sum_i w_i g_i`` of those chosen."""
