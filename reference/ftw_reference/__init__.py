@@ -15,7 +15,20 @@ Everything is plain NumPy, compiled by numba as it stands where numba is install
 package ``ftw_compiled`` solves the problem of ``qp.py`` with the same result in a fraction of the time.
 """
 
-from . import filters, forward, gradients, guard, preconditioning, projections, qp, quotas, shares, similarity, step
+from . import (
+    filters,
+    forward,
+    gradients,
+    guard,
+    preconditioning,
+    projections,
+    qp,
+    quotas,
+    shares,
+    similarity,
+    step,
+    wear,
+)
 from ._jit import COMPILED
 from .filters import Filtered, boltzmann, greedy_utility, matching, threshold, top_k
 from .forward import forward_scores, forward_step
@@ -65,4 +78,5 @@ __all__ = [
     "step",
     "threshold",
     "top_k",
+    "wear",
 ]

@@ -12,6 +12,8 @@ capped weights         no weight above 2/k
 all on the Gram        no shortlist
 shortlist of N/4       half as long as the default's
 without guard          guard 0
+ridge by use           a ridge that grows with how often the target samples were matched (``ftw/wear.py``)
+ridge of 8             ridge 8, close to top-k with weights
 James-Stein's factor   J in the place of the guard's doubt (with the pool's exact mean)
 reach alone            doubt by E alone: the target is out of the candidates' reach (likewise)
 length alone           doubt by T alone: the target's gradients are short (likewise)
@@ -86,6 +88,8 @@ ABLATIONS: dict[str, Method] = {
     "all on the Gram": Method(lambda s: matched(s, guard=0.3), Passes(3, 3, 1.0)),
     "shortlist of N/4": Method(lambda s: matched(s, guard=0.3, shortlist=0.25), Passes(3, 3, 0.25)),
     NO_GUARD: BASELINES[NO_GUARD],
+    "ridge by use": Method(lambda s: matched(s, uses=s.uses, **USUAL), PASSES),
+    "ridge of 8": Method(lambda s: matched(s, ridge=8.0, **USUAL), PASSES),
     "James-Stein's factor": Method(lambda s: _guarded(s, "James-Stein"), PASSES),
     "reach alone": Method(lambda s: _guarded(s, "reach"), PASSES),
     "length alone": Method(lambda s: _guarded(s, "length"), PASSES),

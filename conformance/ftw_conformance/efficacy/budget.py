@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ftw.spi import Uses
+
 from .ablations import METHODS
 from .baselines import WHOLE
 from .cost import flops, one_sample
@@ -51,13 +53,13 @@ def run(job: Job) -> dict[str, Any]:
     highest = job.lr or rate(job.name, job.method)
     curve = [(0.0, model.test_loss())]
     sums: dict[str, list[float]] = {"effective_size": [], "good": [], "shrinkage": [], "signal": []}
-    seconds = 0.0
+    seconds, seen = 0.0, Uses()
     points = {round(steps * j / POINTS) for j in range(1, POINTS + 1)}
     for i in range(steps):
         optimizer.lr = highest * min(1.0, (i + 1) / WARM_UP) * (1 - i / steps)
         batches = task.batches(i)
         began = time.process_time()
-        step = Step(task, model, optimizer, batches, np.random.default_rng([job.seed, 4, i]))
+        step = Step(task, model, optimizer, batches, np.random.default_rng([job.seed, 4, i]), seen)
         choice = method.choose(step)
         optimizer.update(step.update(choice))
         seconds += time.process_time() - began

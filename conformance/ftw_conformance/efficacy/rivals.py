@@ -58,4 +58,4 @@ RIVALS: dict[str, Method] = {
     SMALL: Method(lambda s: highest(-s.losses, s.keep), Passes(1)),
     FORWARD: Method(forward, Passes(2, 3, reused=False)),
 }
-BUDGETED = (RANDOM, *RIVALS, WHOLE, LESS, METHOD, NO_GUARD, ORACLE)  # what is compared at equal compute
+BUDGETED = (RANDOM, *RIVALS, WHOLE, LESS, METHOD, NO_GUARD, "ridge by use", ORACLE)  # what is compared at equal compute

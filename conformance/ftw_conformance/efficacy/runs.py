@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from ftw.spi import Uses
+
 from .ablations import METHODS
 from .baselines import METHOD, RANDOM, WHOLE
 from .budget import FIRST_SEED, POINTS, Job, area
@@ -52,13 +54,13 @@ def run(job: Job) -> dict[str, Any]:
     work = flops(task, method.passes)
     budget = flops(task, METHODS[METHOD].passes) * task.steps
     last = round(budget / work) if job.method in (RANDOM, WHOLE) else task.steps
-    seconds = 0.0
+    seconds, seen = 0.0, Uses()
     target_loss = math.nan
     for i in range(max(last, task.steps)):
         rng = np.random.default_rng([job.seed, 4, i])
         batches = task.batches(i)
         began = time.process_time()
-        step = Step(task, model, optimizer, batches, rng)
+        step = Step(task, model, optimizer, batches, rng, seen)
         choice = method.choose(step)
         optimizer.update(step.update(choice))
         if i >= task.steps:

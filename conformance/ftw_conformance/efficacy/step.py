@@ -12,6 +12,7 @@ import numpy as np
 import ftw
 from ftw.geometry import Operator
 from ftw.gradients import Record
+from ftw.spi import Uses
 
 from .learner import Array, Batches, Captured, Model, Optimizer, Task
 
@@ -44,11 +45,20 @@ class Step:
         What arrived.
     rng : numpy.random.Generator
         For methods that draw.
+    seen : ftw.spi.Uses, optional
+        Counts the target samples of a run.
     """
 
     def __init__(
-        self, task: Task, model: Model, optimizer: Optimizer, batches: Batches, rng: np.random.Generator
+        self,
+        task: Task,
+        model: Model,
+        optimizer: Optimizer,
+        batches: Batches,
+        rng: np.random.Generator,
+        seen: Uses | None = None,
     ) -> None:
+        self._seen = Uses() if seen is None else seen
         self.task, self.model, self.optimizer, self.batches, self.rng = task, model, optimizer, batches, rng
         self.size, self.keep = task.size, task.keep
         self.solver = solver()
@@ -78,6 +88,12 @@ class Step:
     def target_samples(self) -> dict[str, Record]:
         """The target samples' gradients."""
         return self._target.records
+
+    @functools.cached_property
+    def uses(self) -> float:
+        """How often each target sample was matched before, in the mean; asking counts this step."""
+        arrays = [np.asarray(x) for x in self.batches.target]
+        return self._seen.note([b"".join(x[i].tobytes() for x in arrays) for i in range(len(arrays[0]))])
 
     @property
     def target_loss(self) -> float:

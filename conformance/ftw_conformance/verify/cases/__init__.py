@@ -20,10 +20,11 @@ def every_case() -> list[Case | Refusal]:
         sketches,
         sources,
         updates,
+        wear,
         weights,
     )
 
-    parts = (products, weights, choices, updates, selections, forward, sketches, refusals, plans, projections, sources)
+    parts = (products, weights, choices, updates, selections, forward, sketches, refusals, plans, projections, sources, wear)
     table = [case for part in parts for case in part.cases()]
     names = [case.name for case in table]
     assert len(set(names)) == len(names), sorted(n for n in names if names.count(n) > 1)
