@@ -222,7 +222,7 @@ def test_the_page_escapes():
     pair = stats.paired({0: 1.0, 1: 2.0}, {0: 1.5, 1: 2.0})
     bad = "<script>x</script>"
     cell = stats.Cell(bad, baselines.METHOD, 2, 1.0, 1.0, 1.0, {baselines.LESS: pair}, None, None, None, None, None,
-                      None, None, None, None, 1.0, [(0, 2.0, 0.1), (5, 1.0, 0.1)])  # fmt: skip
+                      None, None, None, None, None, None, 1.0, [(0, 2.0, 0.1), (5, 1.0, 0.1)])  # fmt: skip
     html = page.render([cell], {bad: bad}, [baselines.METHOD], [cell], bad)
     assert "<script" not in html
     assert "|" not in table.markdown([["a"], ["b|c"]]).splitlines()[-1].replace("\\|", "")[1:-1]

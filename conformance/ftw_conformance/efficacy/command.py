@@ -201,7 +201,8 @@ def _sections(
     for label, group, base in (("", cells, LESS), ("one part exchanged: ", parts, METHOD)):
         for scenario in dict.fromkeys(c.scenario for c in group):
             mine = [c for c in group if c.scenario == scenario]
-            out.append((f"{label}{words.get(scenario, scenario)}", table.rows(mine, base)))
+            content = table.budgeted(mine) if mine[0].lr is not None else table.rows(mine, base)
+            out.append((f"{label}{words.get(scenario, scenario)}", content))
     return out
 
 

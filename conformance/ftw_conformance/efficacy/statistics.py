@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .baselines import LESS, METHOD, NO_GUARD, ORACLE, RANDOM, WHOLE
+from .rivals import RAND_T
 
 __all__ = ["Cell", "Paired", "paired", "summarise"]
 
@@ -61,8 +62,8 @@ class Cell(NamedTuple):
     effective_size, good, shrinkage, signal, seconds, target_loss : float or None
         Effective number of samples; share of good picks; the guard's a and F; CPU seconds a run, without evaluation;
         final loss on the target samples.
-    accuracy : float or None
-        On the test set, where the task has one.
+    accuracy, steps, lr : float or None
+        Accuracy on the test set, steps and learning rate, where runs have a budget.
     flops : float
         Arithmetic of a step, in whole-pool steps.
     curve : list of (step, mean, standard error)
@@ -84,6 +85,8 @@ class Cell(NamedTuple):
     seconds: float | None
     target_loss: float | None
     accuracy: float | None
+    steps: float | None
+    lr: float | None
     flops: float
     curve: list[tuple[int, float, float]]
 
@@ -108,7 +111,8 @@ def summarise(records: Sequence[Mapping[str, Any]]) -> list[Cell]:
         random, oracle = (_mean(values(scenario, name, "final")) for name in (RANDOM, ORACLE))
         gap = random - oracle
         against = {
-            name: paired(final, values(scenario, name, "final")) for name in (RANDOM, LESS, METHOD, NO_GUARD, WHOLE)
+            name: paired(final, values(scenario, name, "final"))
+            for name in (RANDOM, RAND_T, LESS, METHOD, NO_GUARD, WHOLE)
         }
         for name in (RANDOM, WHOLE):
             against[f"{name}, equal compute"] = paired(final, values(scenario, name, "equal_compute"))
@@ -130,6 +134,8 @@ def summarise(records: Sequence[Mapping[str, Any]]) -> list[Cell]:
                 mean(runs, "seconds"),
                 mean(runs, "target_loss"),
                 mean(runs, "accuracy"),
+                mean(runs, "steps"),
+                mean(runs, "lr"),
                 runs[0]["flops"] / runs[0]["whole_flops"],
                 curve,
             )

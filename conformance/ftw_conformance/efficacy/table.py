@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from .baselines import LESS, METHOD, NO_GUARD, RANDOM, WHOLE
+from .rivals import RAND_T
 from .statistics import Cell, Paired
 
-__all__ = ["LEGEND", "default", "equal_compute", "markdown", "overview", "text"]
+__all__ = ["LEGEND", "budgeted", "default", "equal_compute", "markdown", "overview", "text"]
 
 HEADINGS = (
     "method",
@@ -30,7 +31,8 @@ LEGEND = (
     "random, to the LESS-like top-k, to Filter-then-Weight with its defaults; below zero is better. Area: mean of the "
     "loss over the curve. Speed-up: steps of random over the steps to random's final loss. Of gap: share of the gap "
     "from random to the oracle. Effective: effective number of samples. Good: share of the picks with true labels, or "
-    "of the target's kind. a: the guard's mean shrinkage. Work: arithmetic of a step in whole-pool steps. CPU s: of a "
+    "of the target's kind. Steps, lr: of runs that have a budget, with the rate tuned for each method. "
+    "a: the guard's mean shrinkage. Work: arithmetic of a step in whole-pool steps. CPU s: of a "
     "run, without evaluation."
 )
 
@@ -81,6 +83,20 @@ def rows(cells: Iterable[Cell], base: str = LESS) -> list[list[str]]:
                 number(c.seconds, 1),
             ]
         )
+    return out
+
+
+def budgeted(cells: Iterable[Cell]) -> list[list[str]]:
+    """Return the table of a scenario whose runs have a budget, with paired differences to three rivals."""
+    others = {"random": RANDOM, "rand+T": RAND_T, "top-k": LESS}
+    out = [["method", "seeds", "steps", "lr", "loss", "accuracy", *(w for o in others for w in (f"- {o}", "p"))]]
+    out[0] += ["good", "target loss"]
+    for c in cells:
+        line = [c.method, str(c.seeds), number(c.steps, 0), f"{c.lr:g}", number(c.final), number(c.accuracy)]
+        for name in others.values():
+            pair = c.against.get(name) if c.method != name else None
+            line += [gap(pair), chance(pair.p) if pair else "-"]
+        out.append([*line, "-" if c.good is None else f"{100 * c.good:.0f} %", number(c.target_loss)])
     return out
 
 
