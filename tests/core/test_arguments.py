@@ -36,7 +36,7 @@ def swap(tree, **changes):
 BAD_MODELS = {  # (gradients, target, geometry) -> what is wrong with them, and how the error begins
     "no gradients": (lambda x, g, p: ({}, g, p), "non-empty mapping"),
     "a list": (lambda x, g, p: ([x["bias"]], g, p), "non-empty mapping"),
-    "a bare array": (lambda x, g, p: (swap(x, bias=x["bias"].grads), g, p), "expected OuterProduct, Rows, Packed, PackedRows, Dense"),
+    "a bare array": (lambda x, g, p: (swap(x, bias=x["bias"].grads), g, p), "expected OuterProduct, Rows, Packed"),
     "an operator is missing": (lambda x, g, p: (x, g, {"bias": p["bias"]}), "geometry lacks \\['linear', 'table'\\]"),
     "an operator too many": (lambda x, g, p: (x, g, swap(p, more=p["bias"])), "has besides \\['more'\\]"),
     "a number for an operator": (lambda x, g, p: (x, g, swap(p, bias=1.0)), "'bias' is a float; expected Scale"),

@@ -24,7 +24,20 @@ def every_case() -> list[Case | Refusal]:
         weights,
     )
 
-    parts = (products, weights, choices, updates, selections, forward, sketches, refusals, plans, projections, sources, wear)
+    parts = (
+        products,
+        weights,
+        choices,
+        updates,
+        selections,
+        forward,
+        sketches,
+        refusals,
+        plans,
+        projections,
+        sources,
+        wear,
+    )
     table = [case for part in parts for case in part.cases()]
     names = [case.name for case in table]
     assert len(set(names)) == len(names), sorted(n for n in names if names.count(n) > 1)
