@@ -150,7 +150,7 @@ def filter_then_weight(
             grads, selection, at = forward_step(
                 loss,
                 params,
-                names,
+                list(names),
                 pool,
                 pool if target is None else target,
                 geometry=responses,

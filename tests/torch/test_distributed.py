@@ -14,6 +14,7 @@ CASES = [
     ("mlp", 4, {"filter": "top_k", "weight": "uniform"}),
     ("mlp", 12, {"guard": 0.0}),
     ("gpt", 7, {"gram_sketch": 256}),
+    ("mlp", 5, {"train_on_target": 0.3}),
 ]
 
 

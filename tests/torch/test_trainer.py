@@ -67,6 +67,20 @@ def test_a_step_is_the_selectors(tmp_path, make, smoothing):
     assert logged(made, "selection_seconds")[0] > 0
 
 
+def test_scores_by_forward_passes_and_the_targets_share(tmp_path):
+    options = {"filter": "top_k", "weight": "uniform", "score": "forward", "train_on_target": 0.3}
+    made = trainer(tmp_path, gpt(), Watched, options={"max_steps": 1}, **options)
+    made.train()
+    model = gpt()
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    selector = FilterThenWeight(model, optimizer, losses, keep=3, guard=0, filter="top_k", weight="uniform")
+    selection = selector.select(made.seen[0], batch(TARGET))
+    chosen = {name: x[selection.indices] for name, x in made.seen[0].items()}
+    (0.7 * losses(model, chosen).mean() + 0.3 * losses(model, batch(TARGET)).mean()).backward()
+    assert_close(made.found[0], grads(model))
+
+
 def test_it_learns_from_the_useful_half(tmp_path):
     made = trainer(tmp_path, options={"max_steps": 12}, record=tmp_path / "run.jsonl")
     made.train()

@@ -70,6 +70,8 @@ class DistributedFilterThenWeight:
     sources, quota, fill, explain
         As in `FilterThenWeight`. With ``gram_sketch`` processes exchange sketches in place of records. A quota counts
         the samples of all ranks together; its sources are a column of every rank's pool.
+    train_on_target
+        As in `FilterThenWeight`, whose ``score="forward"`` and ``batches`` are for one process.
 
     Attributes
     ----------
@@ -106,6 +108,7 @@ class DistributedFilterThenWeight:
         quota: Quota | None = None,
         fill: Fill = "raise",
         explain: bool = False,
+        train_on_target: float = 0.0,
         group: Any = None,
         max_bytes: int = 1 << 26,
     ) -> None:
@@ -127,6 +130,7 @@ class DistributedFilterThenWeight:
             quota=quota,
             fill=fill,
             explain=explain,
+            train_on_target=train_on_target,
         )
         if not dist.is_available() or not dist.is_initialized():
             raise RuntimeError(
@@ -146,6 +150,8 @@ class DistributedFilterThenWeight:
         with torch.no_grad(), uncompiled(), ambient.off():
             candidates, selection = self._choose(pool, target, keep, ambient)
             update = candidates.reduced(selection.indices, selection.weights, "update")
+            if share := self.options.train_on_target:
+                update = {name: g * (1 - share) + candidates.scored.mean[name] * share for name, g in update.items()}
             for name, p in candidates.parameters.items():
                 if candidates.layouts.used(name):
                     accumulate(p, cut_as(update[name].reshape(p.shape).to(p.dtype), p))

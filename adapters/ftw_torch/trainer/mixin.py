@@ -89,8 +89,10 @@ class FilterThenWeightMixin(_Base):
         that uniform weights give the trainer's own loss (``num_items_in_batch``).
     nothing_useful : {"best", "uniform", "skip", "raise"}
         What to do with a pool in which no sample helps: train on the best scores, on the whole pool, on none, or raise.
-    micro_batch, on_nonfinite, damping, shortlist, filter, weight, constraint, ridge, guard, solver
+    micro_batch, on_nonfinite, damping, shortlist, filter, weight, constraint, ridge, guard, solver, train_on_target
         See `FilterThenWeight`.
+    score : {"exact", "forward"}
+        See `FilterThenWeight`; "forward" is for one process.
     ragged : callable, optional
         ``(inputs) -> {entry: counts (n,)}``: how many rows each sample has in entries of a batch that are laid end to
         end (patches, images). Qwen-VL's layout is known.
@@ -134,6 +136,8 @@ class FilterThenWeightMixin(_Base):
         ridge: float = 0.05,
         guard: float = 0.3,
         solver: Callable[..., Any] | None = None,
+        score: str = "exact",
+        train_on_target: float = 0.0,
         ragged: Counts | None = None,
         record: str | os.PathLike[str] | None = None,
         record_text: bool = False,
@@ -147,6 +151,8 @@ class FilterThenWeightMixin(_Base):
         check(keep, counts, loss_unit, nothing_useful, splits)
         options = {"filter": filter, "weight": weight, "constraint": constraint, "ridge": ridge, "guard": guard}
         passed = {"micro_batch": micro_batch, "on_nonfinite": on_nonfinite, "damping": damping, "shortlist": shortlist}
+        passed["train_on_target"] = train_on_target
+        passed |= {} if score == "exact" else {"score": score}
         self._ftw_options: dict[str, Any] = options | passed | ({} if solver is None else {"solver": solver})
         self._ftw_keep, self._ftw_every, self._ftw_after = keep, select_every, select_after
         self._ftw_unit, self._ftw_policy = loss_unit, nothing_useful
