@@ -169,7 +169,7 @@ def test_an_autocast_around_the_call_does_not_hide_the_step():
         plain = lm_loss(model, pool)
         selection = selector.batches(pool, target, steps=1)[0]
         torch.testing.assert_close(lm_loss(model, pool), plain, rtol=0, atol=0)
-    assert torch.corrcoef(torch.stack([selection.scores, exact]))[0, 1] > 0.9
+    assert (selection.scores - exact).norm() < 0.3 * exact.norm()  # .8 where 16-bit copies of the matrices stay put
 
 
 def test_samples_that_are_not_finite_are_named_or_dropped():
