@@ -1,6 +1,6 @@
 """What a record says about every candidate of a step: why it was picked or refused. Standard library only.
 
-A step's ``decisions`` are one compressed field (some 12 bytes a candidate with short names)::
+A step's ``decisions`` are one compressed field::
 
     {"version": 1, "n": candidates, "data": base64 of zlib of JSON columns}
 

@@ -76,7 +76,7 @@ def as_counts(bounds, k, free):
 @pytest.mark.parametrize("bounds", BOUNDS, ids=str)
 @pytest.mark.parametrize("name", ["top_k", "greedy_utility", "matching"])
 def test_every_filter_picks_the_best_that_obeys(xp, rng, name, bounds):
-    if name == "matching" and xp.name in ("jax", "jit") and bounds is not BOUNDS[0]:
+    if xp.name == "jax" or (xp.name == "jit" and bounds is not BOUNDS[0]):
         pytest.skip("compiles long")
     b, K = problem(rng)
     k = 5
@@ -196,7 +196,7 @@ def test_the_choice_obeys_from_any_shortlist(xp, rng, filter):
     b = ftw.scores(x, g, p)
     rare = np.where(b == b.min(), 1, 0)  # the worst candidate is the only one of its source
 
-    if xp.name in ("jax", "jit") and filter not in ("top_k", few):
+    if xp.name == "jax" or (xp.name == "jit" and filter not in ("top_k", few)):
         pytest.skip("compiles long")
 
     def call(x, g, p, s, shortlist):
@@ -233,7 +233,7 @@ def test_a_shortlist_keeps_the_proportions_of_the_quota(rng):
 )
 def test_bounds_that_cannot_be_filled(xp, rng, low, high):
     x, g, p = model(rng)
-    if xp.name in ("jax", "jit") and low != (0, 0, 3):
+    if xp.name == "jax" or (xp.name == "jit" and low != (0, 0, 3)):
         pytest.skip("compiles long")
 
     def call(x, g, p, s):

@@ -161,3 +161,15 @@ def test_dropped_candidates_have_a_reason_and_no_place(step):
         selector(step, quota=Quota("domain", {"wiki": 3}), on_nonfinite="drop").select(pool, target)
     with pytest.raises(NonFiniteError):
         selector(step, quota=quota).select(pool, target)
+
+
+def test_several_selections_of_a_pool_obey_in_turn(step):
+    _, _, pool, target = step
+    own = selector(step, keep=3, quota=Quota("domain", {"wiki": 1}), explain=True)
+    seen = []
+    for out in own.batches(pool, target, steps=3):
+        assert shares(out, "wiki") >= 1
+        assert not set(seen) & set(out.indices.tolist())
+        assert (out.reasons.code[out.indices] == Reason.PICKED).all()
+        assert (out.reasons.code[seen] == Reason.DROPPED).all()
+        seen += out.indices.tolist()
