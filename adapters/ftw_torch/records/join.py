@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ftw import Dense, OuterProduct, Packed, PackedRows, Rows, Sum, take
+from ftw import Dense, OuterProduct, Packed, PackedRows, Rows, Sum
 from ftw.gradients import Record
 
 __all__ = ["empty", "is_empty", "join", "merge", "seen", "some"]
@@ -83,12 +83,29 @@ def is_empty(record: Record) -> bool:
 
 
 def some(record: Record, indices: Tensor) -> Record:
-    """Return the records of some samples."""
+    """Return the records of some samples, each taken once."""
     if isinstance(record, Sum):
         return Sum(tuple(some(part, indices) for part in record.parts))
     if isinstance(record, (Packed, PackedRows)):
-        return take({"": record}, indices)[""]
+        return _some_documents(record, indices)
     return _rebuild(record, lambda field: getattr(record, field).index_select(0, indices))
+
+
+def _some_documents(record: Any, indices: Tensor) -> Record:
+    """Return the records of some documents, each once, without other tokens where counting them is free."""
+    table = record.samples.new_full((record.size + 1,), -1)  # the last, at -1, is that of tokens of no document
+    table[indices] = torch.arange(len(indices), device=table.device, dtype=table.dtype)
+    parts: Any = {field: getattr(record, field) for field in _fields_of_tokens(record)}
+    parts["samples"] = table[record.samples]
+    if table.device.type == "cpu":
+        kept = torch.nonzero(parts["samples"] >= 0)[:, 0]
+        parts = {field: x.index_select(0, kept) for field, x in parts.items()}
+    out: Record = replace(record, **parts, size=len(indices))
+    return out
+
+
+def _fields_of_tokens(record: Packed | PackedRows) -> tuple[str, ...]:
+    return ("inputs" if isinstance(record, Packed) else "indices", "output_grads", "samples")
 
 
 def _structure(record: Record | None) -> Any:
@@ -112,8 +129,9 @@ def _lined_up(pieces: Sequence[Any]) -> Record:
     """Concatenate packed records: the documents of each piece follow those of the pieces before it."""
     sizes = [piece.n for piece in pieces]
     lined = [_renumbered(piece, sum(sizes[:i]), sum(sizes)) for i, piece in enumerate(pieces)]
-    fields = ("inputs" if isinstance(pieces[0], Packed) else "indices", "output_grads", "samples")
-    parts: Any = {field: torch.cat([getattr(piece, field) for piece in lined]) for field in fields}
+    parts: Any = {
+        field: torch.cat([getattr(piece, field) for piece in lined]) for field in _fields_of_tokens(pieces[0])
+    }
     out: Record = replace(lined[0], **parts)
     return out
 

@@ -41,8 +41,8 @@ MUTATIONS: list[Mutation] = [
         ("b = w * xp.where(w != 0, b, 0.0)", "b = w * b", "NaN of a zero-weight sample enters, in Rows"),
         ("a, b = xp.where(w != 0, a, 0.0), ", "a, b = a, ", "NaN of a zero-weight sample enters, in OuterProduct"),
         (
-            "local = _array.as_index(xp, self.indices) - rows.start",
-            "local = _array.as_index(xp, self.indices)",
+            "local = self.indices - rows.start",
+            "local = self.indices",
             "a block of rows starts at the wrong row",
         ),
         (
