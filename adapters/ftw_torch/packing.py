@@ -65,6 +65,12 @@ class PackedBatch(batches.CustomBatch):
             raise ValueError(f"PackedBatch: no tensor has the leading axes {shape} of samples; got {shapes}")
         self.by_rows = all(not found or found[0] == shape[0] for found in shapes.values())
 
+    @property
+    def shares_rows(self) -> bool:
+        """Whether a row holds several documents, which may look at each other."""
+        first = torch.where(self.samples < 0, self.n, self.samples).amin(1)  # (rows,)
+        return bool((self.samples.amax(1) > first).any())
+
     def size(self, what: str) -> int:
         """Return the number n of documents."""
         return self.n

@@ -354,7 +354,7 @@ class FilterThenWeight:
     def _audit(self, ambient: Ambient, parameters: dict[str, nn.Parameter], pool: Any, target: Any) -> None:
         """Compare captured gradients with autograd's where that is due."""
         memory = self.memory
-        if not memory.audits.due(parameters):
+        if not memory.audits.due(parameters, pool, target):
             return
         plain = Passes(self.model, self.per_sample_loss, memory.slow, ambient)
         buffers = list(self.model.buffers())

@@ -215,6 +215,17 @@ def test_documents_that_look_at_each_other_are_refused(eager):
     assert all(p.grad is None for p in net.parameters())
 
 
+def test_they_are_refused_when_they_first_share_a_row():
+    net = model(blind=False)
+    chooser = selector(net, keep=2)
+    apart, _ = packed(((6,), (6,)), width=6)
+    plain = dict(apart.tensors)
+    chooser.backward(plain, plain)
+    chooser.backward(apart, plain)  # one document in each row looks at nobody else
+    with pytest.raises(SelectionError, match="look at each other"):
+        chooser.backward(packed(((3, 3), (6,)), width=6)[0], plain)
+
+
 def test_a_layer_across_borders_is_refused():
     class Convolved(Model):
         def __init__(self):

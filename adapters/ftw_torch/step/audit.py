@@ -42,15 +42,22 @@ class Audits:
         self.compared: dict[str, bool] = {}
         self.uses = 0
         self.hooked: set[str] = set()  # have hooks, which may change gradients
+        self.packed = False  # documents that share a row have been seen
 
-    def due(self, parameters: Mapping[str, Tensor]) -> bool:
-        """Count a use; tell whether to compare."""
+    def due(self, parameters: Mapping[str, Tensor], *inputs: Any) -> bool:
+        """Count a use; tell whether to compare. Batches in which documents share a row are compared once."""
+        first = not self.packed and any(isinstance(batch, PackedBatch) and batch.shares_rows for batch in inputs)
+        self.packed = self.packed or first
         self.uses += 1
         again = self.uses & (self.uses - 1) == 0  # a power of two
         hooked = {name for name, p in parameters.items() if p._backward_hooks}
         new, self.hooked = hooked - self.hooked, hooked
         told = self.compared.get
-        return bool(new) or any(not told(name, False) and (again or name not in self.compared) for name in parameters)
+        return (
+            first
+            or bool(new)
+            or any(not told(name, False) and (again or name not in self.compared) for name in parameters)
+        )
 
     def note(self, found: Mapping[str, bool]) -> None:
         """Write down what `audit` returned."""
