@@ -6,7 +6,7 @@ where the filter or the weights need a Gram matrix; the selected samples are tra
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -28,7 +28,7 @@ Loss = Callable[[Any, Any], Any]
 def forward_step(
     loss: Loss,
     params: Any,
-    names: list[str],
+    names: Iterable[str],
     pool: Any,
     target: Any,
     *,
@@ -43,7 +43,7 @@ def forward_step(
     ----------
     loss, params, pool, target
         As in `ftw_jax.filter_then_weight`.
-    names : list of str
+    names : iterable of str
         Of the parameters, in the order of the leaves.
     geometry : callable
         P by name, given g_T as a tree.

@@ -12,7 +12,7 @@ from ftw.constraints import Constraint
 from ftw.filters import Filter
 from ftw.sketch import LARGEST
 from ftw.spi import check_options
-from ftw_torch.sources import Grouped, check_grouped, grouped
+from ftw_torch.step.sources import Grouped, check_grouped, grouped
 
 __all__ = ["Fill", "FilterName", "Mode", "OnNonfinite", "Options", "Score", "Weight"]
 

@@ -28,13 +28,13 @@ from ftw import Quota, Selection, Simplex
 from ftw.spi import Constraint, Filter, GuardWatch
 
 from . import batches
-from .amp import Ambient, Overflow
+from .capture.amp import Ambient, Overflow
 from .capture.backward import accumulate
 from .capture.coupling import refuse_coupled_layers
 from .capture.discovery import trainable
+from .capture.fsdp import refuse_sharded
 from .capture.passes import Passes, uncompiled
 from .errors import TargetWarning
-from .fsdp import refuse_sharded
 from .optim.geometry import geometry
 from .options import Fill, FilterName, Mode, OnNonfinite, Options, Score, Weight
 from .step.audit import audit

@@ -5,8 +5,8 @@ import re
 import pytest
 import torch
 from ftw_torch import FilterThenWeight
+from ftw_torch.capture.fsdp import cut_as, refuse_offloaded
 from ftw_torch.distributed import DistributedFilterThenWeight
-from ftw_torch.fsdp import cut_as, refuse_offloaded
 from ranks import WORLD, case, part, run
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh

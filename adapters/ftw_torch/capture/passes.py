@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ftw.gradients import Record
 from ftw_torch import batches
-from ftw_torch.amp import Ambient
+from ftw_torch.capture.amp import Ambient
 from ftw_torch.packing import PackedBatch
 from ftw_torch.records.join import merge, seen
 

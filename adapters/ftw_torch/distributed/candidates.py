@@ -17,7 +17,7 @@ from ftw.geometry import Operator
 from ftw.gradients import Record
 from ftw.inner_products import cross_gram
 from ftw.spi import Products, squared_norms, strata
-from ftw_torch.fsdp import part_bytes
+from ftw_torch.capture.fsdp import part_bytes
 from ftw_torch.optim.geometry import geometry, unwrapped
 from ftw_torch.records.blocks import add_sketches
 

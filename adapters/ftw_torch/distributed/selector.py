@@ -27,12 +27,12 @@ from ftw import Quota, Selection, Simplex
 from ftw.gradients import Record
 from ftw.spi import Constraint, Filter
 from ftw_torch import batches
-from ftw_torch.amp import Ambient
+from ftw_torch.capture.amp import Ambient
 from ftw_torch.capture.backward import accumulate
 from ftw_torch.capture.coupling import refuse_coupled_layers
 from ftw_torch.capture.discovery import trainable
+from ftw_torch.capture.fsdp import cut_as, part_bytes, refuse_offloaded, refuse_sharded, whole
 from ftw_torch.capture.passes import Passes, uncompiled
-from ftw_torch.fsdp import cut_as, part_bytes, refuse_offloaded, refuse_sharded, whole
 from ftw_torch.options import Fill, FilterName, OnNonfinite, Options, Weight
 from ftw_torch.packing import PackedBatch
 from ftw_torch.records.join import join, seen

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ftw import LinearUpdate
 from ftw.geometry import Diagonal, Operator, Scale
-from ftw_torch.fsdp import gathered
+from ftw_torch.capture.fsdp import gathered
 from ftw_torch.records.join import seen
 
 from . import third_party as outside

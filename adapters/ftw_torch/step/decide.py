@@ -15,10 +15,10 @@ from torch import Tensor
 
 from ftw import Reason, Reasons, Selection, Status
 from ftw.spi import Products, choose, unfilled
-from ftw_torch.amp import Overflow, overflowed
+from ftw_torch.capture.amp import Overflow, overflowed
 from ftw_torch.errors import NonFiniteError, SelectionError
 from ftw_torch.options import Options
-from ftw_torch.sources import Grouped
+from ftw_torch.step.sources import Grouped
 
 __all__ = ["Candidates", "decide", "decide_batches"]
 
