@@ -32,6 +32,7 @@ __all__ = [
     "namespace",
     "numpy_views",
     "outside",
+    "over",
     "power_of_two",
     "put",
     "pytree",
@@ -201,6 +202,15 @@ def integers(x: Any) -> Any:
         return x
     default = xp.__array_namespace_info__().default_dtypes()["integral"]
     return x if x.dtype == default else xp.astype(x, default)
+
+
+def over(x: Any, like: Any) -> Any:
+    """Return ``x`` with as many axes as ``like``, in its dtype: axes of length one come first, as broadcasting has it.
+
+    JAX can refuse to add axes by itself (``jax_numpy_rank_promotion="raise"``).
+    """
+    x = cast(x, like)
+    return x if x.ndim >= like.ndim else x[(None,) * (like.ndim - x.ndim) + (...,)]
 
 
 def cast(x: Any, like: Any) -> Any:

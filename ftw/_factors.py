@@ -224,7 +224,7 @@ def times(xp: Any, factor: Any, side: Any) -> Any:
         return factor
     factor = widen(xp, factor)
     side = _array.cast(side, factor)
-    return factor * side if side.ndim == 1 else factor @ side
+    return factor * _array.over(side, factor) if side.ndim == 1 else factor @ side
 
 
 def one_hot(xp: Any, indices: Any, size: int, dtype: Any) -> Any:

@@ -96,6 +96,7 @@ class Limits(NamedTuple):
     high: Any = None  # (..., m + 1)
 
 
+@_array.quiet
 def project(constraint: Constraint, v: Any, *, metric: Any = None) -> Any:
     """Return the point of ``constraint`` nearest to ``v``.
 
@@ -321,7 +322,7 @@ def _cut(xp: Any, v: Any, limits: Limits, normal: Any) -> Any:
     base = xp.sum(normal * lower, axis=-1)[..., None]  # (..., 1)
     # left of points[k] the sum is base + T[k] - S[k] t; it passes the total in the last segment that starts below it
     below = base + T - S * points < total  # (..., 2n)
-    last = xp.sum(xp.astype(below, xp.int64), axis=-1)[..., None] - 1  # (..., 1)
+    last = xp.sum(xp.astype(below, xp.int32), axis=-1)[..., None] - 1  # (..., 1)
     last = xp.where(last > 0, last, 0)
     slope = xp.take_along_axis(S, last, axis=-1)
     root = (base + xp.take_along_axis(T, last, axis=-1) - total) / xp.where(slope > 0, slope, 1.0)

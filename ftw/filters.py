@@ -39,6 +39,7 @@ Filter = Callable[[Any, Any, int], Filtered]
 """``(scores (n,), gram (n, n), k) -> Filtered``: a rule of one's own is any callable of this form."""
 
 
+@_array.quiet
 def top_k(scores: Array, k: int, *, quota: Quota | None = None) -> Filtered:
     """Return the k candidates of the largest scores; under a quota, those of the largest sum of scores.
 

@@ -108,7 +108,7 @@ class Diagonal:
     def apply(self, g: Array) -> Any:
         """Return P g, for g of the parameter's shape, or with leading axes before it."""
         g = _wide(g)
-        return g * _array.cast(self.values, g)
+        return g * _array.over(self.values, g)
 
     def inner(self, g: Array, h: Array) -> Any:
         """Return ``<g, P h>`` as a 0-d array."""
@@ -117,7 +117,7 @@ class Diagonal:
     def sqrt(self, g: Array) -> Any:
         """Return P^1/2 g, for g of the parameter's shape, or with leading axes before it."""
         g = _wide(g)
-        return g * _array.cast(self.values, g) ** 0.5
+        return g * _array.over(self.values, g) ** 0.5
 
     def is_psd(self) -> Any:
         """Return whether P has no negative eigenvalue, a bool or a 0-d boolean array; NaN does not count."""
@@ -250,7 +250,7 @@ class Rotated:
         left, right = (None if q is None else _array.cast(q, g) for q in (self.left, self.right))
         g = g if left is None else left.T @ g
         g = g if right is None else g @ right
-        g = _array.cast(self.values, g) ** power * g  # (..., r_out, r_in)
+        g = _array.over(self.values, g) ** power * g  # (..., r_out, r_in)
         g = g if left is None else left @ g
         return g if right is None else g @ right.T
 
@@ -366,14 +366,14 @@ class Polar:
         gains: list[Any] = [x if x is None else _array.cast(x, g) ** power for x in self._gains()]
         both, skew, beyond = gains
         k = u.T @ g @ vt.T  # (..., r, r)
-        part = (k - xp.matrix_transpose(k)) / 2 * skew  # (..., r, r)
+        part = (k - xp.matrix_transpose(k)) / 2 * _array.over(skew, k)  # (..., r, r)
         if both is not None:
-            part = part + (k + xp.matrix_transpose(k)) / 2 * both
+            part = part + (k + xp.matrix_transpose(k)) / 2 * _array.over(both, k)
         total = u @ part @ vt
         if self.shape[1] > self.shape[0]:  # wide: something lies outside the row space
-            total = total + u @ (beyond[:, None] * (u.T @ g - k @ vt))
+            total = total + u @ (_array.over(beyond[:, None], k) * (u.T @ g - k @ vt))
         if self.shape[0] > self.shape[1]:  # tall
-            total = total + ((g @ vt.T - u @ k) * beyond) @ vt
+            total = total + ((g @ vt.T - u @ k) * _array.over(beyond, k)) @ vt
         return total
 
     def is_psd(self) -> Any:
@@ -446,8 +446,8 @@ def _wide(g: Any) -> Any:
 def _sandwich(left: Any, g: Any, right: Any) -> Any:
     g = _wide(g)
     left, right = _array.cast(left, g), _array.cast(right, g)
-    g = left[:, None] * g if left.ndim == 1 else left @ g
-    return g * right if right.ndim == 1 else g @ right
+    g = _array.over(left[:, None], g) * g if left.ndim == 1 else left @ g
+    return g * _array.over(right, g) if right.ndim == 1 else g @ right
 
 
 def half(xp: Any, side: Any) -> Any:
@@ -456,4 +456,4 @@ def half(xp: Any, side: Any) -> Any:
     if side.ndim == 1:
         return side**0.5
     values, vectors = xp.linalg.eigh(side)  # (d,), (d, d)
-    return (vectors * xp.sqrt(xp.where(values > 0, values, xp.zeros_like(values)))) @ vectors.T
+    return (vectors * xp.sqrt(xp.where(values > 0, values, xp.zeros_like(values)))[None, :]) @ vectors.T

@@ -38,6 +38,7 @@ SLOPE = 4.0  # how fast the gate opens where there is a doubt
 EXPLAINED, LEFT = 0.006, 0.01  # E / sqrt(s) and T below which doubt is one; above twice as much it is zero
 
 
+@_array.quiet
 def signal(target: Any, samples: Any, m: int) -> tuple[Any, Any]:
     """Return ``(F, v)``: the squared length of the target mean over its variance, and that variance.
 

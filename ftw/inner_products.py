@@ -191,12 +191,12 @@ def walk(xp: Any, piece: Piece, plan: _plan.Plan) -> Iterator[tuple[Any, Any]]:
         left = x.block(xp, rows, columns)  # (n, r, c)
         if x is y:  # P^1/2 on both sides: the product is symmetric and PSD as it stands
             if elementwise:
-                left = left * _array.cast(weights[rows, columns], left) ** 0.5
+                left = left * _array.over(weights[rows, columns], left) ** 0.5
             left = right = xp.reshape(left, (n, size))
         else:
             right = y.block(xp, rows, columns)  # (m, r, c)
             if elementwise:
-                right = right * _array.cast(weights[rows, columns], right)
+                right = right * _array.over(weights[rows, columns], right)
             left, right = xp.reshape(left, (n, size)), xp.reshape(right, (m, size))
             left, right = _array.together(xp, left, right)
         yield left, right

@@ -85,7 +85,7 @@ def count_sketch(
             blocks = _plan.blocks((height, width), plan)
             for (rows, columns), (x, _) in zip(blocks, walk(xp, piece, plan), strict=True):
                 bucket, sign = _hash(xp, above, beside, rows, columns, _keys(seed, i, j, 2), size)  # (e,), (e,)
-                signed = x * _array.cast(sign, x)  # (n, e)
+                signed = x * _array.over(sign, x)  # (n, e)
                 scale = _array.scalar_like(_root(piece.weights), x)
                 total = total + scale * _array.segment_sum(xp, signed.T, bucket, size).T
                 del x, signed  # before the next block is formed
@@ -209,7 +209,7 @@ def _truncated(xp: Any, m: Any, rank: int, k: int, iterations: int) -> LowRank:
         y = safe @ q
     q, _ = xp.linalg.qr(y)  # (d_out, k)
     u, s, vt = xp.linalg.svd(q.T @ safe, full_matrices=False)  # (k, k), (k,), (k, d_in)
-    left = (q @ u[:, :rank]) * s[:rank]
+    left = (q @ u[:, :rank]) * s[None, :rank]
     return LowRank(xp.where(finite, left, xp.nan), vt[:rank, :])
 
 

@@ -177,7 +177,7 @@ def muon(
     operator = Polar(u, s, vt, Gains(*(gain * broken for gain in gains)))
     unit = unit / xp.where(norm > 0, norm, 1.0)
     f = unit * _slope(steps, unit, xp.zeros_like(unit))  # (r,): f(x) = x f[x, 0]
-    offset = rate * ((u * (f * broken)) @ vt)
+    offset = rate * ((u * (f * broken)[None, :]) @ vt)
     if anticipate is not None:
         offset = offset - operator.apply(anticipate)
     return LinearUpdate(decoupled(offset, lr, weight_decay, param), operator)

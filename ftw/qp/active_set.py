@@ -142,8 +142,9 @@ def _solve(xp: Any, p: Problem, g: Guess) -> tuple[Any, Any, Any]:
         if total is not None:
             free = free | (_closest(xp, p, g, right) & ~xp.any(free, axis=-1)[..., None])
         # held weights stay in the system, each as an equation of its own that says zero
-        unit = xp.eye(n, dtype=xp.bool, device=_array.device(g.z))
-        A = xp.where((free[..., :, None] & free[..., None, :]) | unit, p.shifted, 0.0)  # (..., n, n)
+        both = free[..., :, None] & free[..., None, :]
+        unit = _array.over(xp.eye(n, dtype=xp.bool, device=_array.device(g.z)), both)
+        A = xp.where(both | unit, p.shifted, 0.0)  # (..., n, n)
         right, normal = xp.where(free, right, 0.0), xp.where(free, normal, 0.0)
     if total is None:
         move, multiplier = _array.solve_positive(xp, A, right[..., None])[..., 0], g.multiplier
@@ -163,4 +164,4 @@ def _closest(xp: Any, p: Problem, g: Guess, right: Any) -> Any:
     """Tell the weight (..., n) whose slope is nearest to the multiplier's: with a sum, one at least must be free."""
     distance = xp.abs(right / p.normal + column(g.multiplier))  # (..., n)
     closest = xp.argmin(distance, axis=-1)[..., None]  # (..., 1)
-    return xp.arange(right.shape[-1], device=_array.device(right)) == closest
+    return _array.over(xp.arange(right.shape[-1], device=_array.device(right)), closest) == closest

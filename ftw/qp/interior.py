@@ -103,7 +103,7 @@ def interior(xp: Any, p: Problem, steps: Any, run: Any, max_steps: int, tol: flo
             push_t = at(above, (aim - v * off_t) / t - v)
             stiff = stiff + v / t
             right = right - push_t
-        A = p.shifted + unit * stiff[..., None]  # (..., n, n)
+        A = p.shifted + _array.over(unit, p.shifted) * stiff[..., None]  # (..., n, n)
         if total is None:
             dm = xp.zeros_like(m)
             dz = _array.solve_positive(xp, A, right[..., None])[..., 0]

@@ -82,6 +82,7 @@ class QPSolution(NamedTuple):
 
 
 @_array.untracked
+@_array.quiet
 def solve_qp(
     gram: Any,
     linear: Any,
@@ -219,7 +220,7 @@ def _solution(
 
 def _second_look(xp: Any, is_psd: Any, shifted: Any, M: Any) -> tuple[Any, Any]:
     """Tell whether M (..., n, n) lacks more than rounding and an inexact Gram matrix explain; shift it by as much."""
-    unit = xp.eye(M.shape[-1], dtype=M.dtype, device=_array.device(M))
+    unit = _array.over(xp.eye(M.shape[-1], dtype=M.dtype, device=_array.device(M)), M)
     more = M + float(xp.finfo(M.dtype).eps) ** 0.5 * unit
     (shifted,) = keep(xp, is_psd, (shifted,), (more,))
     return is_psd | _array.read(_array.is_positive(xp, more)), shifted

@@ -130,19 +130,19 @@ MUTATIONS: list[Mutation] = [
         ),
         ("right, sign), gain / 4", "right, sign), gain / 2", "Polar: a factor of two"),
         ("weights = beyond[:, None] if", "weights = beyond[:, None] ** 2 if", "Polar: what lies outside, squared"),
-        ("transpose(k)) / 2 * both", "transpose(k)) / 2 * skew", "Polar: one gain for both parts of K"),
+        ("transpose(k)) / 2 * _array.over(both, k)", "transpose(k)) / 2 * skew", "Polar: one gain for both parts of K"),
         (
             "halves = self.left**0.5, self.right**0.5",
             "halves = self.left, self.right",
             "Kronecker diagonal applied twice",
         ),
         (
-            "g = left[:, None] * g if left.ndim == 1 else left @ g",
+            "g = _array.over(left[:, None], g) * g if left.ndim == 1 else left @ g",
             "g = left[:, None] * g if left.ndim == 1 else g",
             "a missing side",
         ),
         (
-            "return g * _array.cast(self.values, g) ** 0.5",
+            "return g * _array.over(self.values, g) ** 0.5",
             "return g * _array.cast(self.values, g)",
             "a root that is none",
         ),
@@ -160,7 +160,7 @@ MUTATIONS: list[Mutation] = [
             "a sample is lost between chunks",
         ),
         (
-            "left = left * _array.cast(weights[rows, columns], left) ** 0.5",
+            "left = left * _array.over(weights[rows, columns], left) ** 0.5",
             "left = left * _array.cast(weights[rows, columns], left)",
             "the weights of a block enter twice",
         ),
@@ -506,7 +506,7 @@ MUTATIONS: list[Mutation] = [
         "selection.py",
         ("xp.full((n,), 1 / n, dtype=dtype", "xp.full((n,), 1.0, dtype=dtype", "the pool's sum for its mean"),
         (
-            "{name: target[name] - mean[name] for name in mean}",
+            "{name: goal[name] - mean[name] for name in mean}",
             "{name: target[name] + mean[name] for name in mean}",
             "the guard's distance is a sum",
         ),

@@ -105,7 +105,8 @@ def _call(case: Case | Refusal, backend: Backend, held: Any) -> Any:
     if key not in _compiled:
         _compiled[key] = backend.wrap(case.call)
         _alive.append(case.call)
-    return _compiled[key](*held)
+    with np.errstate(all="raise"):  # as a user may have it: no call depends on NumPy's error state
+        return _compiled[key](*held)
 
 
 def _refused(case: Refusal, backend: Backend, dtype: str) -> Result:
