@@ -33,6 +33,10 @@ def check_model(
             raise ValueError(
                 f"{what}: {kind} and gradients differ in names: {kind} lacks {missing}, has besides {extra}"
             )
+    for name, g in (target or {}).items():
+        _array.require(g, f"{what}: target of {name!r}")
+    for name, operator in geometry.items():
+        _array.require_leaves(operator, name, what=what)
     _array.namespace(*_array.leaves([candidates, dict(geometry), dict(target or {})]), what=what)
     for name, record in candidates.items():
         shape = record.shape

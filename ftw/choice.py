@@ -140,6 +140,7 @@ def choose(
     targets : int
         Number m of target samples behind ``products.samples``.
     """
+    _array.require(scores, "choose: scores")
     bounds = quota, constraint if isinstance(constraint, SourceShares) else None
     xp, n = _array.namespace(scores, *_array.leaves(bounds), what="choose"), scores.shape[0]
     go_on = check_options(n, keep, filter, weight, constraint, ridge, shortlist, guard, quota, fill)

@@ -127,6 +127,10 @@ def project(constraint: Constraint, v: Any, *, metric: Any = None) -> Any:
     others.
     """
     fields = _array.leaves(constraint) if isinstance(constraint, SETS) else ()
+    for name, x in (("v", v), ("metric", metric)):
+        _array.require(x, f"project: {name}")
+    for name, x in zip(getattr(constraint, "_fields", ()), constraint if fields else (), strict=False):
+        _array.require(x, f"project: {name} of {type(constraint).__name__}")
     xp = _array.namespace(v, metric, *fields, what="project")
     if v.ndim < 1 or not _array.is_floating(xp, v):
         raise TypeError(f"project: v must be a float array (..., n), got shape {v.shape} of {v.dtype}")

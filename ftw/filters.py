@@ -357,6 +357,8 @@ def _check(
     quota: Quota | None = None,
     what: str,
 ) -> Any:
+    for name, x in (("weights" if what == "resample" else "scores", scores), ("gram", gram), ("uniforms", uniforms)):
+        _array.require(x, f"{what}: {name}")
     xp = _array.namespace(scores, gram, uniforms, getattr(quota, "sources", None), what=what)
     if scores.ndim != 1 or not _array.is_floating(xp, scores):
         raise ValueError(f"{what}: scores must be a vector of floats, got {scores.dtype} {tuple(scores.shape)}")

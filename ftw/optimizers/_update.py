@@ -51,6 +51,7 @@ def rule(function: Callable[_P, LinearUpdate]) -> Callable[_P, LinearUpdate]:
         given: dict[str, Any] = {**dict(zip(names, args, strict=False)), **kwargs}
         for name, x in given.items():
             if name in SHAPED and x is not None:
+                _array.require(x, f"{what}: {name}")
                 arrays[name] = x
             elif name in NUMBERS:
                 _in_range(what, name, x)

@@ -76,13 +76,8 @@ def scaled_problem(xp: Any, K: Any, c: Any, limits: Limits, ridge: Any) -> Probl
     read = _array.read
     n = c.shape[-1]
     eps = float(xp.finfo(c.dtype).eps)
-<<<<<<< HEAD
     lower, upper, total = limits[:3]
-    unit = xp.eye(n, dtype=c.dtype, device=_array.device(c))
-=======
-    lower, upper, total = limits
     unit = _array.over(xp.eye(n, dtype=c.dtype, device=_array.device(c)), K)  # (..., n, n)
->>>>>>> ea2fdd1 (JAX's strict switches and NumPy's error state: no call depends on them)
     diagonal = xp.linalg.diagonal(K)  # (..., n)
     ridged = not (isinstance(ridge, float) and ridge == 0)
     if ridged:

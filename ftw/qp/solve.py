@@ -323,6 +323,11 @@ def _checked(
     gram: Any, linear: Any, constraint: Any, ridge: Any, tol: Any, max_steps: Any, start: Any
 ) -> tuple[Any, Any, Any, Limits, Any, Any, Any]:
     fields = _array.leaves(constraint) if isinstance(constraint, tuple) else ()
+    given = {"gram": gram, "linear": linear, "start": start, "ridge": ridge, "tol": tol}
+    for name, x in given.items():
+        _array.require(x, f"solve_qp: {name}")
+    for name, x in zip(getattr(constraint, "_fields", ()), constraint if fields else (), strict=False):
+        _array.require(x, f"solve_qp: {name} of {type(constraint).__name__}")
     xp = _array.namespace(gram, linear, start, ridge, tol, *fields, what="solve_qp")
     for name, x in (("gram", gram), ("linear", linear), ("start", start)):
         if x is not None and not _array.is_floating(xp, x):

@@ -197,7 +197,7 @@ B, K = np.arange(4.0), np.eye(4)
         (lambda: filters.top_k(B, 2.0), "k must be an int"),
         (lambda: filters.top_k(K, 2), "vector of floats, got float64 \\(4, 4\\)"),
         (lambda: filters.top_k(np.arange(4), 2), "vector of floats, got int64"),
-        (lambda: filters.top_k([1.0, 2.0], 1), "one namespace, got .*list"),
+        (lambda: filters.top_k([1.0, 2.0], 1), "scores is a list; convert it"),
         (lambda: filters.threshold(B, 2), "exactly one of value= and quantile="),
         (lambda: filters.threshold(B, 2, value=1.0, quantile=0.5), "exactly one"),
         (lambda: filters.threshold(B, 2, quantile=1.5), "quantile 1.5 must lie in"),
