@@ -10,10 +10,13 @@ from __future__ import annotations
 import functools
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, Protocol, TypeVar, runtime_checkable
 
 import array_api_compat as compat
+
+from . import _older
+from ._pytrees import leaves, pytree, register_pytrees
 
 __all__ = [
     "Array",
@@ -38,8 +41,8 @@ __all__ = [
     "pytree",
     "quiet",
     "read",
-    "require",
-    "require_leaves",
+    "register_pytrees",
+    "scalar_like",
     "scatter",
     "segment_sum",
     "solve_positive",
@@ -91,76 +94,6 @@ def quiet(function: Callable[_P, _T]) -> Callable[_P, _T]:
     return inner
 
 
-def require(x: Any, what: str) -> None:
-    """Raise a TypeError that names ``what`` and the remedy if ``x`` is no array that the core can compute with.
-
-    None and Python numbers pass: whether they fit is for the caller to say.
-    """
-    kind = type(x)
-    if x is None or kind in (float, int, bool, complex):
-        return
-    remedy = ""
-    if isinstance(x, (list, tuple)) or kind.__module__.partition(".")[0] in ("pandas", "polars", "pyarrow"):
-        remedy = "convert it to an array, as numpy.asarray does"
-    elif kind.__name__ == "matrix":
-        remedy = "convert it with numpy.asarray: its * is a matrix product"
-    elif not compat.is_array_api_obj(x):
-        remedy = "expected an array of NumPy, PyTorch, JAX, or another namespace of the array API standard"
-    elif kind.__name__ == "MaskedArray":
-        remedy = "fill it first, x.filled(0): what a mask hides would take part"
-    elif _is_batched(x):
-        raise TypeError(
-            f"{what} is a tensor inside torch.func.vmap, whose values cannot be read; call it outside, one problem "
-            "after the other, or use jax.vmap"
-        )
-    if remedy:
-        home = kind.__module__.partition(".")[0] + "."
-        raise TypeError(f"{what} is a {'' if home == 'builtins.' else home}{kind.__name__}; {remedy}")
-    cure = _cure(str(x.dtype), compat.is_numpy_array(x))
-    if cure:
-        raise TypeError(f"{what} is of dtype {x.dtype}; {cure}")
-
-
-def require_leaves(tree: Any, name: str, *, what: str) -> None:
-    """`require` every array of a record or an operator of the parameter ``name``."""
-    if type(tree) in _pytrees:
-        for field in _pytrees[type(tree)][0]:
-            x = getattr(tree, field)
-            if isinstance(x, tuple):  # parts of a sum, gains
-                for part in x:
-                    require_leaves(part, name, what=what)
-            else:
-                require(x, f"{what}: {field} in the {type(tree).__name__} of {name!r}")
-    else:
-        require(tree, f"{what}: an array of {name!r}")
-
-
-@functools.cache
-def _cure(dtype: str, numpy: bool) -> str:
-    """Return what to do about a dtype, nothing if it will do."""
-    name = dtype.rpartition(".")[2]
-    if name in ("float32", "float64", "float16", "bool", "complex64", "complex128") or name.lstrip("u") in _INTEGERS:
-        return ""
-    if name == "bfloat16":
-        return "NumPy computes with it by way of ml_dtypes, without linear algebra: cast it to float32" if numpy else ""
-    if name in ("float128", "float96", "longdouble"):
-        return "no linear algebra has it: cast it to float64"
-    if name.startswith(("float8", "float4", "float6", "int4", "uint4", "int2", "uint2")):
-        return "it is for storage: cast it to float32 first, scales worked in"
-    return "expected float16, bfloat16, float32, float64 or integers"
-
-
-_INTEGERS = ("int8", "int16", "int32", "int64")
-
-
-def _is_batched(x: Any) -> bool:
-    torch = sys.modules.get("torch")
-    if torch is None or not compat.is_torch_array(x):
-        return False
-    inside = getattr(getattr(torch._C, "_functorch", None), "is_batchedtensor", None)
-    return inside is not None and bool(inside(x))
-
-
 def untracked(function: Callable[_P, _T]) -> Callable[_P, _T]:
     """Decorate: PyTorch records no history inside. What sorts and branches on values has no derivative to follow."""
 
@@ -199,6 +132,7 @@ def namespace(*arrays: Any, what: str = "arguments") -> Any:
             ) from error
         if all(compat.is_numpy_array(a) or compat.is_torch_array(a) for a in found):
             _namespaces.update((type(a), xp) for a in found)
+    xp = _older.served(xp)
     if len(found) > 1 and not compat.is_numpy_namespace(xp) and not any(is_traced(a) for a in found):
         first = compat.device(found[0])
         if any(compat.device(a) != first for a in found):
@@ -468,46 +402,6 @@ def is_positive(xp: Any, A: Any) -> Any:
         each = [is_positive(xp, flat[i, ...]) for i in range(flat.shape[0])]
         return xp.reshape(xp.stack(each), A.shape[:-2])
     return xp.all(xp.isfinite(xp.linalg.diagonal(factor)), axis=-1)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Pytrees
-
-_pytrees: dict[type, tuple[tuple[str, ...], tuple[str, ...]]] = {}
-_registered: set[type] = set()
-
-
-def pytree(*, data: Sequence[str], static: Sequence[str] = ()) -> Callable[[type[_T]], type[_T]]:
-    """Class decorator: a frozen dataclass that JAX can trace, registered as soon as JAX has been imported."""
-
-    def decorate(cls: type[_T]) -> type[_T]:
-        _pytrees[cls] = (tuple(data), tuple(static))
-        register_pytrees()
-        return cls
-
-    return decorate
-
-
-def register_pytrees() -> None:
-    """Register every record and operator with JAX, if JAX is there; called whenever one is built."""
-    jax = sys.modules.get("jax")
-    if len(_registered) == len(_pytrees) or jax is None or not hasattr(jax, "tree_util"):
-        return
-    for cls, (data, static) in _pytrees.items():
-        if cls not in _registered:
-            jax.tree_util.register_dataclass(cls, data_fields=list(data), meta_fields=list(static))
-            _registered.add(cls)
-
-
-def leaves(tree: Any) -> list[Any]:
-    """Return the arrays in a record, an operator, or a mapping or tuple of them."""
-    if type(tree) in _pytrees:
-        return [a for name in _pytrees[type(tree)][0] for a in leaves(getattr(tree, name))]
-    if isinstance(tree, Mapping):
-        return [a for value in tree.values() for a in leaves(value)]
-    if isinstance(tree, (tuple, list)):
-        return [a for value in tree for a in leaves(value)]
-    return [] if tree is None or isinstance(tree, (bool, int, float)) else [tree]
 
 
 def scalar_like(value: Any, x: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from . import _array, gradients
+from . import _array, _kinds, gradients
 from ._array import Array
 from .geometry import Diagonal, Kronecker, Operator, Polar, Rotated, Scale
 from .gradients import Record
@@ -34,9 +34,9 @@ def check_model(
                 f"{what}: {kind} and gradients differ in names: {kind} lacks {missing}, has besides {extra}"
             )
     for name, g in (target or {}).items():
-        _array.require(g, f"{what}: target of {name!r}")
+        _kinds.require(g, f"{what}: target of {name!r}")
     for name, operator in geometry.items():
-        _array.require_leaves(operator, name, what=what)
+        _kinds.require_leaves(operator, name, what=what)
     _array.namespace(*_array.leaves([candidates, dict(geometry), dict(target or {})]), what=what)
     for name, record in candidates.items():
         shape = record.shape

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from . import _array, _loops, _units, filters, quotas, wear
+from . import _array, _kinds, _loops, _units, filters, quotas, wear
 from . import guard as guard_
 from ._array import Array
 from ._options import NO_GRAM, check_options
@@ -140,7 +140,7 @@ def choose(
     targets : int
         Number m of target samples behind ``products.samples``.
     """
-    _array.require(scores, "choose: scores")
+    _kinds.require(scores, "choose: scores")
     bounds = quota, constraint if isinstance(constraint, SourceShares) else None
     xp, n = _array.namespace(scores, *_array.leaves(bounds), what="choose"), scores.shape[0]
     go_on = check_options(n, keep, filter, weight, constraint, ridge, shortlist, guard, quota, fill)

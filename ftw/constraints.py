@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from . import _array, _loops, quotas
+from . import _array, _kinds, _loops, quotas
 
 __all__ = ["Box", "CappedSimplex", "Constraint", "NonNegative", "Simplex", "SourceShares", "feasible", "project"]
 
@@ -128,9 +128,8 @@ def project(constraint: Constraint, v: Any, *, metric: Any = None) -> Any:
     """
     fields = _array.leaves(constraint) if isinstance(constraint, SETS) else ()
     for name, x in (("v", v), ("metric", metric)):
-        _array.require(x, f"project: {name}")
-    for name, x in zip(getattr(constraint, "_fields", ()), constraint if fields else (), strict=False):
-        _array.require(x, f"project: {name} of {type(constraint).__name__}")
+        _kinds.require(x, f"project: {name}")
+    require_fields(constraint, "project")
     xp = _array.namespace(v, metric, *fields, what="project")
     if v.ndim < 1 or not _array.is_floating(xp, v):
         raise TypeError(f"project: v must be a float array (..., n), got shape {v.shape} of {v.dtype}")
@@ -143,6 +142,15 @@ def project(constraint: Constraint, v: Any, *, metric: Any = None) -> Any:
     v = xp.where(good[..., None], v, 0.0)
     w = clip(xp, project_scaled(xp, v / normal, narrowed(xp, scaled), normal) * normal, limits)
     return xp.where(good[..., None], w, xp.nan)
+
+
+def require_fields(constraint: Any, what: str) -> None:
+    """Raise where a bound is no array that can be computed with; `as_limits` says which numbers it may be."""
+    if not isinstance(constraint, SETS):
+        return
+    for name, x in zip(constraint._fields, constraint, strict=True):
+        if not (isinstance(x, str) or (isinstance(constraint, SourceShares) and isinstance(x, (tuple, list)))):
+            _kinds.require(x, f"{what}: {name} of {type(constraint).__name__}")
 
 
 def as_limits(xp: Any, constraint: Any, like: Any) -> Limits:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from . import _array, _loops, quotas
+from . import _array, _kinds, _loops, quotas
 from ._array import Array
 from .constraints import NonNegative
 from .qp import solve_qp
@@ -358,7 +358,7 @@ def _check(
     what: str,
 ) -> Any:
     for name, x in (("weights" if what == "resample" else "scores", scores), ("gram", gram), ("uniforms", uniforms)):
-        _array.require(x, f"{what}: {name}")
+        _kinds.require(x, f"{what}: {name}")
     xp = _array.namespace(scores, gram, uniforms, getattr(quota, "sources", None), what=what)
     if scores.ndim != 1 or not _array.is_floating(xp, scores):
         raise ValueError(f"{what}: scores must be a vector of floats, got {scores.dtype} {tuple(scores.shape)}")

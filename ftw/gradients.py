@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from . import _array
+from . import _array, _kinds
 from ._array import Array, widen
 from ._factors import OuterProduct, Rows, matrix_shape, times
 from ._packed import Packed, PackedRows
@@ -212,7 +212,7 @@ def combine(gradients: Mapping[str, Record], weights: Array) -> dict[str, Any]:
     2 n t d_out d_in FLOPs for an `OuterProduct`; no G_i is formed.
     """
     xp, n = check(gradients, what="combine")
-    _array.require(weights, "combine: weights")
+    _kinds.require(weights, "combine: weights")
     _array.namespace(weights, *_array.leaves(gradients)[:1], what="combine")
     if tuple(weights.shape) != (n,):
         raise ValueError(f"combine: weights {tuple(weights.shape)} must be ({n},), one a sample")
@@ -242,7 +242,7 @@ def take(gradients: Mapping[str, Record], indices: Array) -> dict[str, Record]:
     first = _array.leaves(gradients)[0]
     if isinstance(indices, (list, tuple)):
         indices = xp.asarray(indices, device=_array.device(first))
-    _array.require(indices, "take: indices")
+    _kinds.require(indices, "take: indices")
     _array.namespace(indices, first, what="take")
     if indices.ndim != 1 or not xp.isdtype(indices.dtype, "integral"):
         raise ValueError(f"take: indices must be a vector of integers, got {indices.dtype} {tuple(indices.shape)}")
@@ -262,7 +262,7 @@ def check(gradients: Mapping[str, Record], *, what: str) -> tuple[Any, int]:
                 f"{what}: the record of {name!r} is a {type(record).__name__}; expected OuterProduct, Rows, Packed, "
                 "PackedRows, Dense or Sum"
             )
-        _array.require_leaves(record, name, what=what)
+        _kinds.require_leaves(record, name, what=what)
         record.check(name)
     arrays = _array.leaves(gradients)
     xp = _array.namespace(*arrays, what=what)

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, ParamSpec
 
-from ftw import _array
+from ftw import _array, _kinds
 from ftw._array import scalar_like
 from ftw.geometry import Diagonal, Operator, Scale
 
@@ -51,7 +51,7 @@ def rule(function: Callable[_P, LinearUpdate]) -> Callable[_P, LinearUpdate]:
         given: dict[str, Any] = {**dict(zip(names, args, strict=False)), **kwargs}
         for name, x in given.items():
             if name in SHAPED and x is not None:
-                _array.require(x, f"{what}: {name}")
+                _kinds.require(x, f"{what}: {name}")
                 arrays[name] = x
             elif name in NUMBERS:
                 _in_range(what, name, x)

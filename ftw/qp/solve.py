@@ -27,7 +27,7 @@ import functools
 import math
 from typing import Any, NamedTuple
 
-from ftw import _array, _loops
+from ftw import _array, _kinds, _loops
 from ftw.constraints import (
     Constraint,
     Limits,
@@ -38,6 +38,7 @@ from ftw.constraints import (
     finite,
     narrowed,
     project_scaled,
+    require_fields,
 )
 from ftw.status import Status
 
@@ -325,9 +326,8 @@ def _checked(
     fields = _array.leaves(constraint) if isinstance(constraint, tuple) else ()
     given = {"gram": gram, "linear": linear, "start": start, "ridge": ridge, "tol": tol}
     for name, x in given.items():
-        _array.require(x, f"solve_qp: {name}")
-    for name, x in zip(getattr(constraint, "_fields", ()), constraint if fields else (), strict=False):
-        _array.require(x, f"solve_qp: {name} of {type(constraint).__name__}")
+        _kinds.require(x, f"solve_qp: {name}")
+    require_fields(constraint, "solve_qp")
     xp = _array.namespace(gram, linear, start, ridge, tol, *fields, what="solve_qp")
     for name, x in (("gram", gram), ("linear", linear), ("start", start)):
         if x is not None and not _array.is_floating(xp, x):

@@ -127,11 +127,11 @@ def _numpy(device: str) -> Backend:
     return Backend("numpy", from_numpy, np.asarray, ("float64", "float32", "float16"))
 
 
-def _strict(device: str) -> Backend:
+def _strict(name: str, device: str, **flags: Any) -> Backend:
     """Return array-api-strict: only what the standard has, on a device that is not the default one."""
-    _on_cpu("strict", device)
+    _on_cpu(name, device)
     xp = importlib.import_module("array_api_strict")
-    xp.set_array_api_strict_flags(boolean_indexing=False, data_dependent_shapes=False)
+    xp.set_array_api_strict_flags(boolean_indexing=False, data_dependent_shapes=False, **flags)
     place = xp.Device("device1")
 
     def to_numpy(x: Any) -> Any:
@@ -141,7 +141,8 @@ def _strict(device: str) -> Backend:
             raise AssertionError(f"a result is on {x.device}, the inputs are on {place}")
         return np.asarray(x.to_device(xp.Device("CPU_DEVICE")))
 
-    return Backend("strict", lambda x, dtype: xp.asarray(np.array(x, dtype=dtype), device=place), to_numpy)
+    quick = EAGER_JAX if flags else ("*",)
+    return Backend(name, lambda x, dtype: xp.asarray(np.array(x, dtype=dtype), device=place), to_numpy, quick=quick)
 
 
 def _torch(device: str) -> Backend:
@@ -204,7 +205,8 @@ def _jax(name: str, device: str) -> Backend:
 
 
 register_backend("numpy", factory=_numpy)
-register_backend("strict", factory=_strict)
+register_backend("strict", factory=lambda device: _strict("strict", device))
+register_backend("2023.12", factory=lambda device: _strict("2023.12", device, api_version="2023.12"))
 register_backend("torch", factory=_torch)
 register_backend("jax", factory=lambda device: _jax("jax", device))
 register_backend("jit", factory=lambda device: _jax("jit", device))
