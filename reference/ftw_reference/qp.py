@@ -78,6 +78,9 @@ class QPSolution(NamedTuple):
 def solve_qp(K: Array, c: Array, constraint: Any, *, ridge: float = 0.0, max_steps: int | None = None) -> QPSolution:
     """Minimise 1/2 w'(K + ridge I) w - c'w over a constraint set.
 
+    This is the teaching solver: one weight at a time, to be read, and slow. The fast ones are `ftw.solve_qp`, for
+    arrays of any namespace, and, compiled by numba, `ftw_reference.qp_fast.solve_qp`.
+
     Parameters
     ----------
     K : array (n, n)
