@@ -27,6 +27,7 @@ __all__ = [
     "is_floating",
     "is_free",
     "is_jax",
+    "is_numpy",
     "is_positive",
     "is_traced",
     "known",
@@ -179,6 +180,11 @@ def known(condition: Any, *, wait: bool = False) -> bool | None:
 def is_free(x: Any) -> bool:
     """Tell whether the value of a 0-d array can be read without waiting for a device, or a trace."""
     return bool(compat.is_numpy_array(x)) or bool(compat.is_torch_array(x) and x.device.type == "cpu")
+
+
+def is_numpy(xp: Any) -> bool:
+    """Tell whether the namespace is NumPy, wrapped or not."""
+    return bool(compat.is_numpy_namespace(xp))
 
 
 def is_floating(xp: Any, x: Any) -> bool:

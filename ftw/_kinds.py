@@ -12,6 +12,8 @@ from ._pytrees import fields
 
 __all__ = ["require", "require_leaves"]
 
+_fine: set[tuple[type, Any]] = set()  # of NumPy's, whose values can always be read
+
 
 def require(x: Any, what: str) -> None:
     """Raise a TypeError that names ``what`` and the remedy if ``x`` is no array that the core can compute with.
@@ -20,6 +22,8 @@ def require(x: Any, what: str) -> None:
     """
     kind = type(x)
     if x is None or kind in (float, int, bool, complex):
+        return
+    if (kind, getattr(x, "dtype", None)) in _fine:
         return
     remedy = ""
     if isinstance(x, (list, tuple)) or kind.__module__.partition(".")[0] in ("pandas", "polars", "pyarrow"):
@@ -41,6 +45,8 @@ def require(x: Any, what: str) -> None:
     cure = _cure(str(x.dtype), compat.is_numpy_array(x))
     if cure:
         raise TypeError(f"{what} is of dtype {x.dtype}; {cure}")
+    if compat.is_numpy_array(x):
+        _fine.add((kind, x.dtype))
 
 
 def require_leaves(tree: Any, name: str, *, what: str) -> None:

@@ -5,14 +5,13 @@
 The whole, one file each:
 
 1. the door (here): shapes raise; NaN, empty sets and indefinite matrices become a status;
-2. ``problem.py``: Jacobi scaling to a unit diagonal, after which no unit of the gradients is left, and the
-certificate; 3. ``active_set.py``: guess which weights are free, solve for them exactly, exchange whole blocks
-(semismooth Newton). A right
-   guess is the solution to rounding: 3 to 15 exchanges, on most problems the whole of the work;
-4. ``interior.py``: where the exchange cycles (twins, condition numbers of 1e10), a primal-dual interior point in 15
-to 25
-   steps, whose end tells the free weights from the held ones; the exchange then starts again from there;
-5. the certificate decides, and the best point of all stages is returned with it.
+2. ``direct.py``: the short way for one small problem over ``w >= 0`` in NumPy's memory, left where anything is unusual;
+3. ``problem.py``: Jacobi scaling to a unit diagonal, after which no unit of the gradients is left; the certificate;
+4. ``active_set.py``: guess which weights are free, solve for them exactly, exchange whole blocks (semismooth Newton):
+   3 to 15 exchanges, on most problems the whole of the work, for a right guess is the solution to rounding;
+5. ``interior.py``: where the exchange cycles (twins, condition numbers of 1e10), a primal-dual interior point in 15 to
+   25 steps, whose end tells the free weights from the held ones; the exchange then starts again from there;
+6. the certificate decides, and the best point of all stages is returned with it.
 
 ``shares.py`` does 2 to 5 for the sets with bounds on each source's sum.
 
@@ -44,6 +43,7 @@ from ftw.status import Status
 
 from . import shares
 from .active_set import Guess, begin, search
+from .direct import LARGEST, direct
 from .gradient import accelerated, descend
 from .interior import interior, rounded
 from .problem import Problem, balance, certificate, column, keep, nonzero, scaled_problem
@@ -155,10 +155,30 @@ def solve_qp(
     if views is not None:
         K, c, *bounds, ridge, tol, start = views
         xp, limits = _array.lean(_array.namespace(K)), type(limits)(*bounds)
-        found = _solution(K, c, limits, ridge, tol, start, xp=xp, max_steps=max_steps, polish=_polish)
+        found = _direct(xp, K, c, limits, ridge, tol, start, max_steps, _polish)
+        found = found or _solution(K, c, limits, ridge, tol, start, xp=xp, max_steps=max_steps, polish=_polish)
         return QPSolution(*_array.torch_views(found))
+    found = _direct(xp, K, c, limits, ridge, tol, start, max_steps, _polish)
+    if found is not None:
+        return QPSolution(*found)
     run = _loops.compiled(_solution, ("xp", "max_steps", "polish"), c)
     return QPSolution(*run(K, c, limits, ridge, tol, start, xp=xp, max_steps=max_steps, polish=_polish))
+
+
+def _direct(
+    xp: Any, K: Any, c: Any, limits: Limits, ridge: Any, tol: Any, start: Any, max_steps: int, polish: bool
+) -> tuple[Any, ...] | None:
+    """Return the fields of the solution if the short way serves: one small problem of NumPy, not negative weights."""
+    if not (c.ndim == 1 and c.shape[0] <= LARGEST and limits.upper is None and polish):
+        return None
+    if not (_array.is_free(c) and _array.is_numpy(xp) and isinstance(ridge, float) and isinstance(tol, float)):
+        return None
+    found = direct(xp, K, c, limits, ridge, tol, start, max_steps)
+    if found is None:
+        return None
+    w, *numbers, steps = found
+    proof = (xp.asarray(x, dtype=c.dtype) for x in numbers)
+    return w, *proof, xp.asarray(steps, dtype=xp.int32), xp.asarray(int(Status.OK), dtype=xp.int32)
 
 
 def _solution(

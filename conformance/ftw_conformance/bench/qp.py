@@ -33,6 +33,8 @@ FIGURES = (  # route, size, asked: median over kinds, worst kind
     ("reference, numba", 64, 0.7, 1.5),
     ("reference, numba", 256, 0.45, None),
     ("reference, numba", 1024, 0.5, None),
+    ("core on numpy", 16, 12.0, None),
+    ("core on numpy", 32, 10.0, None),
     ("core on numpy", 64, 3.0, 20.0),
     ("core on numpy", 256, 0.8, 20.0),
     ("core on torch", 64, 8.0, None),
@@ -46,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m ftw_conformance bench qp", description=__doc__)
     parser.add_argument("--seed", type=int, help="repeat a run; drawn anew if absent")
     parser.add_argument("--rounds", type=int, default=5, help="problems of each kind and size")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[64, 256])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[16, 32, 64, 256])
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS))
     parser.add_argument("--skip", nargs="*", default=[], help="solvers to leave out")
     options = parser.parse_args(argv)
