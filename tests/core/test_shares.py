@@ -287,3 +287,19 @@ def test_samples_that_do_not_pass_have_no_weight(rng):
     out = ftw.filter_then_weight(x, g, p, keep=4, filter=two, quota=quota, constraint=SourceShares(sources, (0.3, 0.3)))
     assert out.status == Status.OK
     assert np.all(out.weights[int(out.count) :] == 0)
+
+
+def test_a_floor_of_samples_that_do_not_pass_is_infeasible(rng):
+    x, g, p = model(rng)
+    order = np.argsort(-ftw.scores(x, g, p))
+    sources = np.zeros(12, dtype=int)
+    sources[order[2]] = 1  # kept, but not let pass
+
+    def two(scores, gram, k):
+        return ftw.filters.top_k(scores, k)._replace(count=np.int32(2))
+
+    options = {"keep": 3, "filter": two, "quota": ftw.Quota(0 * sources, (0,))}  # over other sources: it adds no floor
+    shares = SourceShares(sources, (0.0, 0.3))
+    assert ftw.filter_then_weight(x, g, p, constraint=shares, **options).status == Status.INFEASIBLE
+    out = ftw.filter_then_weight(x, g, p, constraint=shares, fill="relax", **options)
+    assert (out.status, out.relaxed, out.weights[2]) == (Status.OK, 1, 0.0)
