@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["CustomBatch", "leaves", "map_tensors", "size", "split", "take"]
+__all__ = ["CustomBatch", "concatenated", "leaves", "map_tensors", "size", "split", "take"]
 
 
 class CustomBatch(ABC):
@@ -137,3 +137,36 @@ def _cut(batch: Any, n: int, function: Callable[[Tensor], Tensor], places: Calla
 def devices(batch: Any) -> set[torch.device]:
     """Return where the batch's tensors live."""
     return {tensor.device for _, tensor in leaves(batch)}
+
+
+def concatenated(first: Any, second: Any) -> Any | None:
+    """Return one batch of the samples of two, None where they do not fit together.
+
+    They do if they are built alike, tensors have the same dtype, device and shape of a sample, and nothing else is in
+    them but equal numbers and words.
+    """
+    found = _together(first, second)
+    return None if found is _APART else found
+
+
+_APART = object()
+
+
+def _together(x: Any, y: Any) -> Any:
+    if type(x) is not type(y):
+        return _APART
+    if isinstance(x, Tensor):
+        alike = x.ndim > 0 and x.shape[1:] == y.shape[1:] and x.dtype == y.dtype and x.device == y.device
+        plain = type(x) is Tensor and x.layout is torch.strided and not (x.requires_grad or y.requires_grad)
+        return torch.cat([x, y]) if alike and plain else _APART
+    if type(x) is dict:
+        if list(x) != list(y):
+            return _APART
+        parts = {key: _together(value, y[key]) for key, value in x.items()}
+        return _APART if any(part is _APART for part in parts.values()) else parts
+    if type(x) in (tuple, list):
+        if len(x) != len(y) or not any(True for _ in leaves(x)):
+            return _APART
+        every = [_together(a, b) for a, b in zip(x, y, strict=True)]
+        return _APART if any(part is _APART for part in every) else type(x)(every)
+    return x if isinstance(x, (int, float, str, type(None))) and x == y else _APART

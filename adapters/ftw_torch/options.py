@@ -14,7 +14,7 @@ from ftw.sketch import LARGEST
 from ftw.spi import check_options
 from ftw_torch.step.sources import Grouped, check_grouped, grouped
 
-__all__ = ["Fill", "FilterName", "Mode", "OnNonfinite", "Options", "Score", "Weight"]
+__all__ = ["CaptureName", "Fill", "FilterName", "Mode", "OnNonfinite", "Options", "Score", "Weight"]
 
 FilterName = Literal["matching", "top_k", "greedy_utility"]
 Weight = Literal["qp", "uniform"]
@@ -22,6 +22,7 @@ OnNonfinite = Literal["raise", "drop"]
 Fill = Literal["raise", "relax"]
 Mode = Literal["auto", "one_pass", "two_pass"]
 Score = Literal["exact", "forward"]
+CaptureName = Literal["learned", "discover"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +50,7 @@ class Options:
     quota: Quota | None = None
     fill: Fill = "raise"
     explain: bool = False
+    capture: CaptureName = "learned"
 
     def __post_init__(self) -> None:
         """Raise what is wrong with the options, by name."""
@@ -59,6 +61,7 @@ class Options:
             "mode": Mode,
             "score": Score,
             "fill": Fill,
+            "capture": CaptureName,
             "explain": Literal[True, False],
         }
         for name, allowed in ((name, get_args(kind)) for name, kind in literals.items()):

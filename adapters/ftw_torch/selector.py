@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from ftw import Quota, Selection, Simplex
+from ftw.geometry import Operator
 from ftw.spi import Constraint, Filter, GuardWatch
 
 from . import batches
@@ -36,12 +37,14 @@ from .capture.fsdp import refuse_sharded
 from .capture.passes import Passes, uncompiled
 from .errors import TargetWarning
 from .optim.geometry import geometry
-from .options import Fill, FilterName, Mode, OnNonfinite, Options, Score, Weight
+from .options import CaptureName, Fill, FilterName, Mode, OnNonfinite, Options, Score, Weight
 from .step.audit import audit
 from .step.checks import check_keep, check_parts, refuse_other_device
 from .step.decide import decide_batches
 from .step.forward_scores import ForwardPass
+from .step.learned import may_plan
 from .step.memory import Memory
+from .step.planned import PlannedPass
 from .step.pool_pass import PoolPass, PoolPlan
 from .step.products import pool_products
 from .step.selected import weighted_loss
@@ -120,6 +123,11 @@ class FilterThenWeight:
         Whether bounds on sources that cannot be obeyed raise, or give way; ``selection.relaxed`` counts those.
     explain : bool
         Whether the selection has ``reasons``, one a candidate.
+    capture : {"learned", "discover"}
+        Whether layers are discovered at each step, or learned at the first: a model whose trained parameters all
+        belong to linear layers, embeddings and norms, and whose layers cost less than their calls, then makes one
+        pass over pool and target by module hooks. Each step is checked against the graph of autograd; one that is not
+        as it was learned goes by discovery.
 
     Notes
     -----
@@ -166,6 +174,7 @@ class FilterThenWeight:
         quota: Quota | None = None,
         fill: Fill = "raise",
         explain: bool = False,
+        capture: CaptureName = "learned",
     ) -> None:
         check_parts(model, per_sample_loss)
         if scaler is not None and not hasattr(scaler, "scale"):
@@ -192,6 +201,7 @@ class FilterThenWeight:
             quota=quota,
             fill=fill,
             explain=explain,
+            capture=capture,
         )
         self.model, self.optimizer, self.per_sample_loss, self.scaler = model, optimizer, per_sample_loss, scaler
         self.memory = Memory(two_passes=mode == "two_pass")
@@ -239,7 +249,7 @@ class FilterThenWeight:
             return overflow.selection
         for name, g in update.items():  # as in a plain backward, what was not used gets no gradient
             p = parameters[name]
-            accumulate(p, g.reshape(p.shape).to(p.dtype))
+            accumulate(p, (g if g.shape == p.shape else g.reshape(p.shape)).to(p.dtype))
         return selection
 
     def select(self, pool: Any, target: Any, *, keep: int | None = None) -> Selection:
@@ -307,11 +317,7 @@ class FilterThenWeight:
             batches.size(target, "target")
             refuse_other_device(pool, target)
         grouped = self.options.grouped(pool, n)
-        parameters = trainable(self.model)
-        if not parameters:
-            raise ValueError("no parameter of the model requires a gradient: there is nothing to train")
-        refuse_sharded(parameters, "use ftw_torch.distributed.DistributedFilterThenWeight")
-        refuse_coupled_layers(self.model)
+        parameters = self.memory.learned.parameters() or self._trained()
         scale = None
         scaled = self.scaler is not None and self.scaler.is_enabled()
         if self.scaler is not None and scaled:
@@ -325,18 +331,8 @@ class FilterThenWeight:
             if captures:
                 with uncompiled():
                     self._audit(ambient, parameters, pool, target)
-            aim = self._target(passes, parameters, pool, target)
-            operators = geometry(self.optimizer, parameters, aim.mean, damping=options.damping)
-            captured = None
-            if target is None and not forward:  # the pool is its own target: its records are there
-                assert aim.samples is not None
-                captured, aim = (aim.losses, aim.samples), aim._replace(samples=None)
-            plan = self._plan(n, keep, guarded=aim.samples is not None)
-            kind = functools.partial(ForwardPass, options.score_step, aim.losses) if forward else PoolPass
-            pool_pass = kind(passes, parameters, pool, aim.mean, operators, plan, memory.reused, captured)
-            pool_pass.run()
-            if plan.keep and not pool_pass.kept and not forward:
-                memory.two_passes = True
+            planned = self._planned(passes, parameters, pool, target)
+            pool_pass, aim, operators = planned or self._discovered(passes, parameters, pool, target, keep)
             order = None if grouped is None else functools.partial(grouped.order, keep)
             products = pool_products(pool_pass, aim, operators, asked, order)
             refuse_nonfinite(products.target_losses, None, "target")
@@ -350,6 +346,55 @@ class FilterThenWeight:
             if compose and forward and not scaled:
                 refuse_nonfinite_update(update)
             return selections, update, parameters
+
+    def _trained(self) -> dict[str, nn.Parameter]:
+        """Return the parameters that are trained, or raise why these, or the model, cannot be."""
+        parameters = trainable(self.model)
+        if not parameters:
+            raise ValueError("no parameter of the model requires a gradient: there is nothing to train")
+        refuse_sharded(parameters, "use ftw_torch.distributed.DistributedFilterThenWeight")
+        refuse_coupled_layers(self.model)
+        return parameters
+
+    def _planned(
+        self, passes: Passes, parameters: dict[str, nn.Parameter], pool: Any, target: Any
+    ) -> tuple[PlannedPass, Target, dict[str, Operator]] | None:
+        """Return the step by the learned plan; None where there is none, or where the step is not as it says."""
+        if not may_plan(self.options, passes) or self.memory.two_passes:
+            return None
+        guarded = target is not None and self._guarded(target)
+        response = functools.partial(geometry, self.optimizer, parameters, damping=self.options.damping)
+        return self.memory.learned.step(passes, parameters, pool, target, response, guarded=guarded)
+
+    def _discovered(
+        self, passes: Passes, parameters: dict[str, nn.Parameter], pool: Any, target: Any, keep: int
+    ) -> tuple[PoolPass, Target, dict[str, Operator]]:
+        """Return the step in which each function is seen: the target pass, the geometry, the pool pass."""
+        aim = self._target(passes, parameters, pool, target)
+        operators = geometry(self.optimizer, parameters, aim.mean, damping=self.options.damping)
+        captured, forward = None, self.options.score == "forward"
+        if target is None and not forward:  # the pool is its own target: its records are there
+            assert aim.samples is not None
+            captured, aim = (aim.losses, aim.samples), aim._replace(samples=None)
+        plan = self._plan(batches.size(pool, "pool"), keep, guarded=aim.samples is not None)
+        kind = functools.partial(ForwardPass, self.options.score_step, aim.losses) if forward else PoolPass
+        pool_pass = kind(passes, parameters, pool, aim.mean, operators, plan, self.memory.reused, captured)
+        pool_pass.run()
+        if plan.keep and not pool_pass.kept and not forward:
+            self.memory.two_passes = True
+        return pool_pass, aim, operators
+
+    def _guarded(self, target: Any) -> bool:
+        """Tell whether the guard needs the target's samples; warn if there is one sample only."""
+        if self.options.guard == 0:
+            return False
+        if batches.size(target, "target") > 1:
+            return True
+        if not self.memory.warned_of_one_target:
+            self.memory.warned_of_one_target = True
+            words = "the guard cannot judge one target sample: give two or more, or guard=0"
+            warnings.warn(words, TargetWarning, stacklevel=5)
+        return False
 
     def _audit(self, ambient: Ambient, parameters: dict[str, nn.Parameter], pool: Any, target: Any) -> None:
         """Compare captured gradients with autograd's where that is due."""
@@ -374,14 +419,7 @@ class FilterThenWeight:
             return target_of(passes, parameters, batch, micro_batch, samples=False, what=what)
         if target is None:
             return target_of(passes, parameters, pool, micro_batch, samples=True, what="pool")
-        guarded = self.options.guard != 0
-        if guarded and batches.size(target, "target") == 1:
-            guarded = False
-            if not self.memory.warned_of_one_target:
-                self.memory.warned_of_one_target = True
-                words = "the guard cannot judge one target sample: give two or more, or guard=0"
-                warnings.warn(words, TargetWarning, stacklevel=4)
-        return target_of(passes, parameters, target, micro_batch, samples=guarded)
+        return target_of(passes, parameters, target, micro_batch, samples=self._guarded(target))
 
     def _plan(self, n: int, keep: int, *, guarded: bool) -> PoolPlan:
         """Return how the pass over a pool of n is run."""

@@ -153,6 +153,12 @@ class Randomness:
         self.devices = sorted({p.device.index or 0 for p in parameters.values() if p.device.type == "cuda"})
         self.states = [self._state()]
 
+    def rewind(self) -> None:
+        """Go back to where the pass began."""
+        torch.set_rng_state(self.states[0][0])
+        for device, state in zip(self.devices, self.states[0][1:], strict=True):
+            torch.cuda.set_rng_state(state, device)
+
     def mark(self) -> None:
         """Write down the state, at the end of a piece."""
         self.states.append(self._state())

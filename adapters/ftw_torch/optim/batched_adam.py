@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from ftw.geometry import Diagonal, Operator
 from ftw.spi import correction
+from ftw_torch.records.dtypes import promoted
 from ftw_torch.records.join import seen
 
 from .torch_optim import number
@@ -48,27 +50,28 @@ def diagonals(
     """
     if anticipate is None or type(optimizer) not in (torch.optim.Adam, torch.optim.AdamW):
         return {}
+    states = {name: optimizer.state.get(p, {}) for name, p in parameters.items()}
+    steps = _steps({name: state.get("step") for name, state in states.items()})
+    fine = {i: not optimizer.param_groups[i]["amsgrad"] for i in set(groups.values())}
     together: dict[Any, list[str]] = defaultdict(list)
     for name, p in parameters.items():
-        group, state = optimizer.param_groups[groups[name]], optimizer.state.get(p, {})
-        v, wide = state.get("exp_avg_sq"), torch.promote_types(p.dtype, torch.float32)
-        tiny = group["eps"] < torch.finfo(wide).smallest_normal  # where denominators may be zero
+        v, i, wide = states[name].get("exp_avg_sq"), groups[name], promoted(p.dtype)
+        tiny = optimizer.param_groups[i]["eps"] < _smallest(wide)  # where denominators may be zero
         apart = hasattr(p, "placements")  # in parts on several processes: gathered one at a time
-        if v is not None and v.numel() and not group["amsgrad"] and not tiny and not apart:
-            step = number(state["step"])
-            together[groups[name], p.device, wide, None if isinstance(step, Tensor) else step].append(name)
+        if v is not None and v.numel() and fine[i] and not tiny and not apart:
+            together[i, p.device, wide, steps[name]].append(name)
     out: dict[str, Operator] = {}
     for (i, _, wide, step), names in together.items():
-        states = [optimizer.state[parameters[name]] for name in names]
-        steps = torch.stack([state["step"].to(wide) for state in states]) if step is None else step  # (c,) or ()
+        own = [states[name] for name in names]
+        counts = torch.stack([state["step"].to(wide) for state in own]) if step is None else step  # (c,) or ()
         gradients = [anticipate[name].to(wide) for name in names]
         group = optimizer.param_groups[i]
         decay = number(group["weight_decay"])
         if decay and not group.get("decoupled_weight_decay"):  # of g, or of -g to the same square
             held = [parameters[name].detach().to(wide).reshape(seen(parameters[name].shape)) for name in names]
             gradients = list(kernels._foreach_add(gradients, held, alpha=-decay if group["maximize"] else decay))
-        second = [state["exp_avg_sq"].to(wide).reshape(a.shape) for state, a in zip(states, gradients, strict=True)]
-        values = _values(second, gradients, steps, rates[i], group, damping)
+        second = [_alike(state["exp_avg_sq"].to(wide), a) for state, a in zip(own, gradients, strict=True)]
+        values = _values(second, gradients, counts, rates[i], group, damping)
         out.update(zip(names, map(Diagonal, values), strict=True))
     return out
 
@@ -93,6 +96,24 @@ def _values(v: list[Tensor], a: list[Tensor], step: Any, lr: Any, group: Any, da
     touched = (lengths != 0).to(lengths.dtype)  # (c,)
     kernels._foreach_mul_(vhat, _each(touched * (lr * (1 - b1) / correction(b1, step + 1))))
     return vhat
+
+
+@cache
+def _smallest(dtype: torch.dtype) -> float:
+    return torch.finfo(dtype).smallest_normal
+
+
+def _steps(counts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the steps taken, read at once from the host; None for those counted on a device."""
+    found = {name: None if isinstance(step, Tensor) else step for name, step in counts.items()}
+    here = [name for name, step in counts.items() if isinstance(step, Tensor) and step.device.type == "cpu"]
+    if here:
+        found |= zip(here, torch.stack([counts[name] for name in here]).tolist(), strict=True)
+    return found
+
+
+def _alike(x: Tensor, like: Tensor) -> Tensor:
+    return x if x.shape == like.shape else x.reshape(like.shape)
 
 
 def _each(x: Tensor) -> list[Tensor]:

@@ -15,6 +15,7 @@ from ftw.geometry import Diagonal, Operator, Scale
 from ftw.gradients import Record, matrix_shape
 from ftw.spi import leaves, namespace, squared_norms
 
+from .dtypes import promoted
 from .join import join_same
 
 __all__ = ["add_gram", "add_sketches", "block_bytes", "gram_of", "lengths", "product", "root_of"]
@@ -27,7 +28,7 @@ def block_bytes(x: Tensor) -> int:
 
 def product(x: Tensor, y: Tensor) -> Tensor:
     """Return ``x @ y`` with sums and result in float32 or wider."""
-    dtype = torch.promote_types(x.dtype, y.dtype)
+    dtype = promoted(x.dtype, y.dtype)
     if dtype.itemsize >= 4:
         return x.to(dtype) @ y.to(dtype)
     if x.is_cuda and x.dtype == y.dtype and x.ndim == y.ndim:

@@ -15,6 +15,8 @@ from ftw import Dense
 from ftw.geometry import Diagonal, Operator, Scale
 from ftw.gradients import Record
 
+from .dtypes import promoted
+
 __all__ = ["fits", "joined", "side_by_side"]
 
 
@@ -38,6 +40,6 @@ def joined(operators: Sequence[Operator], shapes: Sequence[Tensor]) -> Diagonal:
             parts.append(values.reshape(-1))
         else:
             assert isinstance(operator, Scale)
-            one = x.new_ones((), dtype=torch.promote_types(x.dtype, torch.float32))
+            one = x.new_ones((), dtype=promoted(x.dtype))
             parts.append((one * operator.value).expand(x.numel()))
     return Diagonal(torch.cat(parts))

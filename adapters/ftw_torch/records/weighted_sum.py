@@ -12,6 +12,7 @@ from ftw import Dense, Packed, PackedRows, Rows, Sum, combine
 from ftw.gradients import Record
 
 from .blocks import block_bytes, product
+from .dtypes import promoted
 
 __all__ = ["Picks", "weighted_sum"]
 
@@ -67,7 +68,7 @@ def weighted_sum(record: Record, picks: Picks) -> Tensor:
         every: Any = picks.spread(of_tokens.device, wide)  # (n,)
         return combine({"": record}, every)[""]  # type: ignore[no-any-return]
     b: Any = picks.of(record.grads if isinstance(record, Dense) else record.output_grads)  # (k, ...)
-    wide = torch.promote_types(b.dtype, torch.float32)
+    wide = promoted(b.dtype)
     w = picks.weights(b.device, wide)  # (k,)
     out: Tensor
     if isinstance(record, Dense):
@@ -85,7 +86,7 @@ def weighted_sum(record: Record, picks: Picks) -> Tensor:
 def _of_factors(a: Tensor, b: Tensor, w: Tensor, equal: float | None) -> Tensor:
     """Return ``sum_i w_i B_i' A_i`` (d_out, d_in); factors of 16 bits are not rounded again by weights."""
     if b.dtype.itemsize >= 4 or a.dtype != b.dtype:
-        wide = torch.promote_types(a.dtype, w.dtype)
+        wide = promoted(a.dtype, w.dtype)
         scaled = (b.to(wide) * w[:, None, None]).flatten(0, 1)  # (k t, d_out)
         return scaled.T @ a.to(wide).flatten(0, 1)
     if equal is not None:

@@ -30,7 +30,7 @@ from ftw_torch.errors import CaptureWarning, SelectionError
 from ftw_torch.packing import PackedBatch
 from ftw_torch.records.join import join
 
-__all__ = ["Audits", "audit", "same_state"]
+__all__ = ["Audits", "agrees", "audit", "same_state"]
 
 MAX_SAMPLES = 3  # enough to tell samples apart; an audit must not take more memory than a step
 
@@ -100,6 +100,28 @@ def audit(
     return told
 
 
+def agrees(
+    capture: Callable[..., Any],
+    losses: Callable[..., Tensor],
+    parameters: Mapping[str, nn.Parameter],
+    pool: Any,
+    target: Any,
+    buffers: Sequence[Tensor] = (),
+) -> bool:
+    """Tell whether a capture agrees with autograd on the first samples of target and pool; nothing else is changed.
+
+    False where nothing could be compared.
+    """
+    for batch, what in ((target, "target"), (pool, "pool")):
+        if batch is None:
+            continue
+        n = min(batches.size(batch, what), MAX_SAMPLES)
+        found = _differences(capture, losses, parameters, batches.take(batch, torch.arange(n)), n, what, buffers)
+        if found is None or found[0]:
+            return False
+    return True
+
+
 def _compare(
     capture: Callable[..., Any],
     losses: Callable[..., Tensor],
@@ -121,19 +143,10 @@ def _compare(
         with same_state(parameters, buffers):
             _refuse_crossing(losses, modules, few, what)
     for attempt in range(2):
-        with same_state(parameters, buffers) as again:
-            found, records = capture(parameters, few, what)
-            if not bool(torch.isfinite(found).all()):
-                return None
-            weights = torch.arange(1, n + 1, dtype=found.dtype, device=found.device) / n  # (n,)
-            ours = ftw.combine(join([records], [n], parameters), weights)
-            dtypes = {x.dtype for x in leaves(dict(records))} | {p.dtype for p in parameters.values()}
-            del records
-            again()
-            with torch.enable_grad(), _Noting(dtypes):
-                total = (losses(few, n, what) * weights).sum()
-            theirs = gradients(total, list(parameters.values()), reentrant=has_reentrant([total]))
-        wrong, told = _disagreements(parameters, ours, theirs, _coarsest(dtypes))
+        seen = _differences(capture, losses, parameters, few, n, what, buffers)
+        if seen is None:
+            return None
+        wrong, told, found = seen
         if not wrong:
             if n == MAX_SAMPLES and repeats:  # else the model may take no more
                 with same_state(parameters, buffers):
@@ -193,6 +206,29 @@ def _refuse_crossing(
                     "a mask with a block for each document",
                     samples=[i],
                 )
+def _differences(
+    capture: Callable[..., Any],
+    losses: Callable[..., Tensor],
+    parameters: Mapping[str, nn.Parameter],
+    few: Any,
+    n: int,
+    what: str,
+    buffers: Sequence[Tensor],
+) -> tuple[dict[str, float], set[str], Tensor] | None:
+    """Return what `_disagreements` finds for n samples, and their losses (n,); None if these are not finite."""
+    with same_state(parameters, buffers) as again:
+        found, records = capture(parameters, few, what)
+        if not bool(torch.isfinite(found).all()):
+            return None
+        weights = torch.arange(1, n + 1, dtype=found.dtype, device=found.device) / n  # (n,)
+        ours = ftw.combine(join([records], [n], parameters), weights)
+        dtypes = {x.dtype for x in leaves(dict(records))} | {p.dtype for p in parameters.values()}
+        del records
+        again()
+        with torch.enable_grad(), _Noting(dtypes):
+            total = (losses(few, n, what) * weights).sum()
+        theirs = gradients(total, list(parameters.values()), reentrant=has_reentrant([total]))
+    return *_disagreements(parameters, ours, theirs, _coarsest(dtypes)), found
 
 
 def _independent(

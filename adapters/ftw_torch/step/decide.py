@@ -1,7 +1,7 @@
 """The choice of a step from losses, scores and inner products, the same for one process and for many.
 
 finite?    candidates whose loss or score is not finite are dropped, or the step raises and names them
-choose     `ftw.spi.choose` over the rest
+choose     `ftw.spi.choose` over the rest, in NumPy (``host.py``)
 status     one without usable weights becomes a `SelectionError`
 """
 
@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 
 from ftw import Reason, Reasons, Selection, Status
-from ftw.spi import Products, choose, unfilled
+from ftw.spi import Products, unfilled
 from ftw_torch.capture.amp import Overflow, overflowed
 from ftw_torch.errors import NonFiniteError, SelectionError
 from ftw_torch.options import Options
 from ftw_torch.step.sources import Grouped
+
+from .host import choose_on_host
 
 __all__ = ["Candidates", "decide", "decide_batches"]
 
@@ -125,7 +127,9 @@ def _decided(
     if grouped is not None:
         grouped = grouped.among(good)
         choice |= {"quota": grouped.quota, "constraint": grouped.constraint}
-    chosen = choose(remaining, candidates.products(), keep=keep, targets=candidates.targets, solver=solver, **choice)
+    chosen = choose_on_host(
+        remaining, candidates.products(), keep=keep, targets=candidates.targets, solver=solver, **choice
+    )
     status = Status(int(chosen.status))
     if status in (Status.NOT_FINITE, Status.INFEASIBLE, Status.NOT_PSD):
         kind = NonFiniteError if status == Status.NOT_FINITE else SelectionError

@@ -9,6 +9,7 @@ from typing import Any
 from ftw.spi import GuardWatch
 
 from .audit import Audits
+from .learned import Learned
 
 __all__ = ["Memory"]
 
@@ -27,6 +28,8 @@ class Memory:
         Whether records are no longer kept.
     audits : Audits
         Of captured gradients against autograd's.
+    learned : Learned
+        The plan of the model, if it has one.
     guard_watch : GuardWatch
         The guard's statistics over the steps.
     """
@@ -35,6 +38,7 @@ class Memory:
     reused: set[str] = field(default_factory=set)
     two_passes: bool = False
     audits: Audits = field(default_factory=Audits)
+    learned: Learned = field(default_factory=Learned)
     guard_watch: GuardWatch = field(default_factory=GuardWatch)
     warned_of_one_target: bool = False
 

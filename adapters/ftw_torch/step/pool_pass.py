@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +24,7 @@ from ftw.spi import namespace
 from ftw_torch import batches
 from ftw_torch.capture.discovery import Sink
 from ftw_torch.capture.passes import Passes, Randomness, as_seen
+from ftw_torch.records.dtypes import promoted
 from ftw_torch.records.pool import Pool, inner
 
 from .stream import Stream
@@ -172,13 +174,24 @@ class PoolPass:
             return pool.combine([places.index(i) for i, _ in chosen], [w for _, w in chosen])
         return self._second(chosen)
 
+    @property
+    def square(self) -> Tensor:
+        """``|g_T|^2`` ()."""
+        return self.length(self.target)
+
+    def length(self, g: Mapping[str, Tensor]) -> Tensor:
+        """Return ``<g, P g>`` ()."""
+        terms = [inner(x, self.operators[name], x) for name, x in g.items()]
+        wide = reduce(promoted, (x.dtype for x in terms))
+        return torch.stack([x.to(wide) for x in terms]).sum()
+
     def against_mean(self, short: Tensor, which: Sequence[int], shares: Sequence[float]) -> tuple[Tensor, Tensor]:
         """Return ``|g_T - g_P|^2`` () and ``<g_i, P g_P>`` (s,) of some, for ``g_P`` a sum of kept records."""
         mean = {name: self.unscaled(g) for name, g in self.pool.combine(which, shares).items()}
         apart = {name: g - mean[name] if name in mean else g for name, g in self.target.items()}
-        distance = sum(inner(g, self.operators[name], g) for name, g in apart.items())
+        distance = self.length(apart)
         direction: dict[str, Any] = {name: self.operators[name].apply(g) for name, g in mean.items()}
-        return torch.as_tensor(distance), self.unscaled(self.pool.scores(direction, short))
+        return distance, self.unscaled(self.pool.scores(direction, short))
 
     # ------------------------------------------------------------------------------------------------------------------
     # The second pass

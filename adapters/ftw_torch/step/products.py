@@ -16,8 +16,8 @@ from torch import Tensor
 from ftw import guard
 from ftw.geometry import Operator
 from ftw.spi import Products, strata
-from ftw_torch.records.pool import inner
 
+from .planned import PlannedPass
 from .pool_pass import PoolPass
 from .target import Target, named_samples, refuse_target
 
@@ -29,7 +29,7 @@ class PoolProducts:
 
     Parameters
     ----------
-    pool_pass : PoolPass
+    pool_pass : PoolPass or PlannedPass
     target : Target
     operators : mapping of str to operator
     fetched : sequence
@@ -47,7 +47,7 @@ class PoolProducts:
     """
 
     def __init__(
-        self, pool_pass: PoolPass, target: Target, operators: dict[str, Operator], fetched: Sequence[Any]
+        self, pool_pass: PoolPass | PlannedPass, target: Target, operators: dict[str, Operator], fetched: Sequence[Any]
     ) -> None:
         self.pool_pass, self.target, self.operators = pool_pass, target, operators
         self.losses, self.scores, self.target_losses, self.square, self.lengths, self._gram, self._known = fetched
@@ -82,8 +82,7 @@ class PoolProducts:
         if not self.measured:
             return torch.full((), torch.nan, dtype=self.scores.dtype)
         update = self.update(self._place(indices), weights)
-        found = _sum([inner(g, self.operators[name], g) for name, g in update.items()])
-        return self.pool_pass.unscaled(found, 2).to(self.scores.device)
+        return self.pool_pass.unscaled(self.pool_pass.length(update), 2).to(self.scores.device)
 
     def update(self, indices: Tensor, weights: Tensor) -> dict[str, Tensor]:
         """Return ``{name: sum_i w_i g_i}`` of candidates by their numbers in the pool, on the parameters' device."""
@@ -125,7 +124,7 @@ class PoolProducts:
 
 
 def pool_products(
-    pool_pass: PoolPass,
+    pool_pass: PoolPass | PlannedPass,
     target: Target,
     operators: dict[str, Operator],
     asked: int,
@@ -136,7 +135,7 @@ def pool_products(
     ``order(scores (n,), asked) -> (n,)`` says who these are where it is not the scores alone.
     """
     n = len(pool_pass.losses)
-    square = _sum([inner(g, operators[name], g) for name, g in target.mean.items()])
+    square = pool_pass.square
     lengths = None if target.samples is None else pool_pass.unscaled(target.samples.lengths(operators).mean(), 2)
     known = None
     if asked:
@@ -169,11 +168,3 @@ def fetch(tensors: list[Any]) -> list[Any]:
     flat = torch.cat([x.reshape(-1).to(wide) for x in found]).cpu()
     parts = iter(torch.split_with_sizes(flat, [x.numel() for x in found]))
     return [None if x is None else next(parts).to(x.dtype).view(x.shape) for x in tensors]
-
-
-def _sum(terms: list[Tensor]) -> Tensor:
-    """Return the sum of 0-d tensors, in the widest of their dtypes."""
-    total = terms[0]
-    for x in terms[1:]:
-        total = total.to(torch.promote_types(total.dtype, x.dtype)) + x
-    return total

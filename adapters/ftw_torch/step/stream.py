@@ -19,6 +19,7 @@ from ftw.geometry import Diagonal, Operator, Scale
 from ftw.gradients import Record, matrix_shape
 from ftw_torch.records.blocks import add_gram, add_sketches, block_bytes, gram_of, product, root_of
 from ftw_torch.records.buckets import fits, joined, side_by_side
+from ftw_torch.records.dtypes import promoted
 from ftw_torch.records.join import bytes_of
 
 __all__ = ["Stream", "worth_writing", "written"]
@@ -195,7 +196,7 @@ def _by_factors(a: Any, b: Any, m: Any) -> Tensor:
         scores: Tensor = torch.linalg.vecdot(z.view(n, -1), a.flatten(1).to(z.dtype))
         return scores
     step = max(1, BLOCK_TOKENS // max(t, 1))
-    wide = torch.promote_types(m.dtype, torch.promote_types(a.dtype, b.dtype))
+    wide = promoted(m.dtype, promoted(a.dtype, b.dtype))
     m = m.to(wide)
     out: Tensor = m.new_empty(n)
     room = m.new_empty(min(step, n) * t, width)

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from .torch_calls import Calls, calls_of
 from .torch_models import GPT, Llama, add_lora, lm_loss
 from .torch_variants import STEPS, Setup, limits, ours
 
@@ -94,7 +95,7 @@ def setup(options: argparse.Namespace, t: int) -> tuple[Setup, int]:
     model = model.to(options.device, torch.bfloat16 if options.dtype == "bf16" else torch.float32)
     _, _, k, s = sizes(options, t)
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-4)
+    optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True)
     for p in trained:
         p.grad = torch.randn_like(p) * 1e-3
     optimizer.step()
@@ -115,8 +116,8 @@ def clock(options: argparse.Namespace) -> float:
     return time.process_time()
 
 
-def measure(options: argparse.Namespace, t: int) -> dict[str, float]:
-    """Return each step's time as a ratio to the plain step over the pool."""
+def measure(options: argparse.Namespace, t: int) -> tuple[dict[str, float], dict[str, Calls]]:
+    """Return each step's time as a ratio to the plain step over the pool, and what it calls."""
     made, vocabulary = setup(options, t)
     n, v, _, _ = sizes(options, t)
     names = ["plain_pool", *(name for name in options.steps.split(",") if name != "plain_pool")]
@@ -136,7 +137,10 @@ def measure(options: argparse.Namespace, t: int) -> dict[str, float]:
                 seconds[name].append(clock(options) - start)
     plain = seconds["plain_pool"]
     ratios = {name: statistics.median([x / y for x, y in zip(s, plain, strict=False)]) for name, s in seconds.items()}
-    return ratios | {"seconds": statistics.median(plain)}
+    fits = [name for name in names if seconds[name][-1] < float("inf")]
+    pool, target = batch(options, n, t, vocabulary), batch(options, v, t, vocabulary)
+    calls = {name: calls_of(lambda name=name: steps[name](pool, target), 1) for name in fits}  # type: ignore[misc]
+    return ratios | {"seconds": statistics.median(plain)}, calls
 
 
 def peak(options: argparse.Namespace, t: int, name: str) -> float:
@@ -184,12 +188,15 @@ def table(options: argparse.Namespace, t: int) -> list[dict[str, Any]]:
     """Measure, print and return the rows of one length."""
     n, v, k, s = sizes(options, t)
     made, vocabulary = setup(options, t)
-    ratios = measure(options, t)
+    ratios, calls = measure(options, t)
     print(f"\n{options.model}, T={t} N={n} V={v} k={k} shortlist={s}, {options.dtype}, {where(options)}: "
           f"a plain step over the pool takes {ratios['seconds']:.3g} s")  # fmt: skip
     if options.device == "cuda" and "default" in ratios and ratios["default"] < float("inf"):
         print(f"waits for the device in a step of the default method: {host_syncs(options, t, made, vocabulary)}")
-    print(f"{'step':20} {'time':>6} {'asked':>6}    {'memory':>6} {'less 2p':>7} {'asked':>6}")
+    print(
+        f"{'step':20} {'time':>6} {'asked':>6}    {'memory':>6} {'less 2p':>7} {'asked':>6}    "
+        f"{'ops':>6} {'kernels':>7} {'host ms':>8}"
+    )
     parameters = 2 * sum(p.numel() * p.element_size() for p in made.parameters.values())
     plain = 0 if options.no_memory else fresh(options, t, "plain_pool")
     rows = []
@@ -212,10 +219,12 @@ def table(options: argparse.Namespace, t: int) -> list[dict[str, Any]]:
                 "memory": relative,
                 "memory_without_buffers": without,
                 "memory_asked": memory_limit,
+                "calls": calls[name]._asdict() if name in calls else None,
             }
         )
+        own_calls = "{:6} {:7} {:8.1f}".format(*calls[name]) if name in calls else ""
         print(f"{name:20} {show(ratio)} {show(time_limit)} {mark(ratio, time_limit)} {show(relative)}  {show(without)} "
-              f"{show(memory_limit)} {mark(without, memory_limit)}", flush=True)  # fmt: skip
+              f"{show(memory_limit)} {mark(without, memory_limit)} {own_calls}", flush=True)  # fmt: skip
     return rows
 
 

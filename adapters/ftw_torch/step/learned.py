@@ -1,0 +1,199 @@
+"""What a selector learns of its model, and the step that goes by it: one forward and backward over pool and target.
+
+A step that the plan does not describe (`Departure`) leaves random generators as they were and goes back to discovery,
+in the same step.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ftw.geometry import Operator
+from ftw_torch import batches
+from ftw_torch.capture.passes import Passes, Randomness
+from ftw_torch.capture.plan import Plan, learn
+from ftw_torch.capture.replay import Departure, fire, pattern, replayed
+from ftw_torch.options import Options
+from ftw_torch.records.join import seen
+from ftw_torch.records.stacking import hold
+
+from .audit import agrees
+from .planned import Lengths, PlannedPass
+from .target import Target
+
+__all__ = ["Learned", "may_plan"]
+
+log = logging.getLogger("ftw_torch")
+
+Geometry = Callable[[dict[str, Tensor]], dict[str, Operator]]
+
+
+class Learned:
+    """What a selector learned about its model, if that can be a plan.
+
+    Attributes
+    ----------
+    plan : Plan or None
+    reason : str or None
+        Why there is none.
+    steps : int
+        How many steps went by the plan.
+    """
+
+    def __init__(self) -> None:
+        self.plan: Plan | None = None
+        self.reason: str | None = None
+        self.steps = 0
+        self._uses = 0
+        self._again = False  # the model has changed: learn at the next use
+        self._rest = False  # this step is for discovery
+        self._apart = False  # pool and target do not go through the model together, or draw random numbers there
+        self._largest: int | None = None  # elements of a pool at which layers are no longer bound by their calls
+
+    def parameters(self) -> dict[str, nn.Parameter] | None:
+        """Return the trained parameters if the model is as it was learned; None, and no plan, if it is not."""
+        if self.plan is not None and self.plan.fits():
+            return self.plan.parameters
+        if self.plan is not None:
+            self._forget("modules, modes, hooks or what is frozen have changed")
+            self._again = True
+            self._rest = True
+        return None
+
+    def step(
+        self,
+        passes: Passes,
+        parameters: Mapping[str, nn.Parameter],
+        pool: Any,
+        target: Any,
+        geometry: Geometry,
+        *,
+        guarded: bool,
+    ) -> tuple[PlannedPass, Target, dict[str, Operator]] | None:
+        """Return a step by the plan as pool pass, target and operators; None for discovery.
+
+        A plan is made at uses that are powers of two. There, and whenever a pass calls other modules than those
+        compared before, the records of a few samples are compared with autograd's gradients.
+        """
+        self._uses += 1
+        power = self._uses & (self._uses - 1) == 0
+        if self._rest:  # what has changed is discovered first
+            self._rest = False
+            return None
+        if self._largest is not None and _elements(pool) >= self._largest:
+            return None
+        if self.plan is None:
+            if not (power or self._again):
+                return None
+            learned = learn(passes.model, parameters)
+            self._again = False
+            if isinstance(learned, str):
+                self._forget(learned)
+                return None
+            self.plan, self._apart = learned, False
+            torch.empty(1 << 24, dtype=torch.uint8)  # freed at once: malloc keeps at hand twice the largest block freed
+        randomness, found = Randomness(parameters), None
+        try:
+            found = self._run(self.plan, passes, parameters, pool, target, geometry, guarded, power)
+        except Departure as departure:
+            self._forget(str(departure))
+        except Exception as error:  # a batch may be too large for the device or the model; discovery says what is wrong
+            self._forget(f"{type(error).__name__}: {error}")
+        if found is None:
+            randomness.rewind()
+        else:
+            self.steps += 1
+        return found
+
+    def _forget(self, reason: str) -> None:
+        if reason != self.reason:
+            log.info("no plan of the model, its layers are discovered at each step: %s", reason)
+        self.plan, self.reason = None, reason
+
+    def _run(
+        self,
+        plan: Plan,
+        passes: Passes,
+        parameters: Mapping[str, nn.Parameter],
+        pool: Any,
+        target: Any,
+        geometry: Geometry,
+        guarded: bool,
+        power: bool,
+    ) -> tuple[PlannedPass, Target, dict[str, Operator]] | None:
+        n = batches.size(pool, "pool")
+        m = n if target is None else batches.size(target, "target")
+        both = None if target is None or self._apart else batches.concatenated(pool, target)
+        sizes = [n] if target is None else [n + m] if both is not None else [m, n]
+        if power or not plan.patterns:
+            self._compare(plan, passes, pool, target, sizes)
+        randomness = Randomness(parameters)
+        if both is not None:
+            self._apart = True  # unless it works
+            losses, first = fire(plan, passes, both, n + m, "pool and target")
+            randomness.mark()
+            self._apart = randomness.used
+        if both is not None and not self._apart:
+            losses, aims, second = losses[:n], losses[n:], None
+        elif target is None:
+            losses, first = fire(plan, passes, pool, n, "pool")
+            aims, second = losses, first
+        else:  # random numbers are drawn for the target first, in either route
+            randomness.rewind()
+            aims, second = fire(plan, passes, target, m, "target")
+            losses, first = fire(plan, passes, pool, n, "pool")
+        found = {pattern(firings) for firings in (first, second) if firings is not None}
+        if not found <= plan.patterns:
+            self._compare(plan, passes, pool, target, sizes)
+            if not found <= plan.patterns:
+                raise Departure("other modules are called than for a few samples")
+        held = hold(
+            parameters, (first, n if second is not None else n + m), None if second is None else (second, m), n, m
+        )
+        if held is None:
+            self._largest = min(_elements(pool), self._largest or _elements(pool))
+            return None
+        mean: dict[str, Tensor] = {}
+        for part in held:
+            mean.update(part.mean(lengths=guarded))
+        for name, p in parameters.items():
+            if name not in mean:
+                mean[name] = p.detach().new_zeros(seen(p.shape))
+        operators = geometry(mean)
+        for part in held:
+            part.respond(operators)
+        planned = PlannedPass(parameters, held, losses, mean, operators)
+        lengths = Lengths(held, operators, m)
+        return planned, Target(mean, aims, lengths if guarded else None), operators  # type: ignore[arg-type]
+
+    def _compare(self, plan: Plan, passes: Passes, pool: Any, target: Any, sizes: Sequence[int]) -> None:
+        """Compare the records of a few samples with autograd's gradients; add the patterns seen."""
+        found = set()
+
+        def capture(parameters: Any, few: Any, what: str) -> Any:
+            del parameters
+            losses, records, seen_here = replayed(plan, passes, few, what)
+            if any(size == len(losses) for size in sizes):  # an axis of that length by chance would not show
+                raise Departure("a batch is no larger than what is compared")
+            found.add(seen_here)
+            return losses, records
+
+        if not agrees(capture, passes.losses, plan.parameters, pool, target, plan.buffers()):
+            raise Departure("the records disagree with autograd's gradients")
+        plan.patterns |= found
+
+
+def may_plan(options: Options, passes: Passes) -> bool:
+    """Tell whether a step with these options, and in this autocast, may go by a plan."""
+    bounded = options.micro_batch, options.memory_budget, options.gram_sketch, passes.scale
+    exact = options.capture == "learned" and options.score == "exact"
+    return exact and not (any(x is not None for x in bounded) or passes.slow or passes.ambient.states)
+
+
+def _elements(batch: Any) -> int:
+    return sum(x.numel() for _, x in batches.leaves(batch))
