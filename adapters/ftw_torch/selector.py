@@ -16,7 +16,6 @@ from __future__ import annotations
 import functools
 import logging
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -31,15 +30,12 @@ from ftw.spi import Constraint, Filter, GuardWatch
 from . import batches
 from .capture.amp import Ambient, Overflow
 from .capture.backward import accumulate
-from .capture.coupling import refuse_coupled_layers
 from .capture.discovery import trainable
-from .capture.fsdp import refuse_sharded
 from .capture.passes import Passes, uncompiled
-from .errors import TargetWarning
 from .optim.geometry import geometry
 from .options import CaptureName, Fill, FilterName, Mode, OnNonfinite, Options, Score, Weight
 from .step.audit import audit
-from .step.checks import check_keep, check_parts, refuse_other_device
+from .step.checks import check_keep, check_parts, is_guarded, refuse_other_device, trained
 from .step.decide import decide_batches
 from .step.forward_scores import ForwardPass
 from .step.learned import may_plan
@@ -317,7 +313,7 @@ class FilterThenWeight:
             batches.size(target, "target")
             refuse_other_device(pool, target)
         grouped = self.options.grouped(pool, n)
-        parameters = self.memory.learned.parameters() or self._trained()
+        parameters = self.memory.learned.parameters() or trained(self.model)
         scale = None
         scaled = self.scaler is not None and self.scaler.is_enabled()
         if self.scaler is not None and scaled:
@@ -347,22 +343,13 @@ class FilterThenWeight:
                 refuse_nonfinite_update(update)
             return selections, update, parameters
 
-    def _trained(self) -> dict[str, nn.Parameter]:
-        """Return the parameters that are trained, or raise why these, or the model, cannot be."""
-        parameters = trainable(self.model)
-        if not parameters:
-            raise ValueError("no parameter of the model requires a gradient: there is nothing to train")
-        refuse_sharded(parameters, "use ftw_torch.distributed.DistributedFilterThenWeight")
-        refuse_coupled_layers(self.model)
-        return parameters
-
     def _planned(
         self, passes: Passes, parameters: dict[str, nn.Parameter], pool: Any, target: Any
     ) -> tuple[PlannedPass, Target, dict[str, Operator]] | None:
         """Return the step by the learned plan; None where there is none, or where the step is not as it says."""
         if not may_plan(self.options, passes) or self.memory.two_passes:
             return None
-        guarded = target is not None and self._guarded(target)
+        guarded = target is not None and is_guarded(self.options, self.memory, target)
         response = functools.partial(geometry, self.optimizer, parameters, damping=self.options.damping)
         return self.memory.learned.step(passes, parameters, pool, target, response, guarded=guarded)
 
@@ -383,18 +370,6 @@ class FilterThenWeight:
         if plan.keep and not pool_pass.kept and not forward:
             self.memory.two_passes = True
         return pool_pass, aim, operators
-
-    def _guarded(self, target: Any) -> bool:
-        """Tell whether the guard needs the target's samples; warn if there is one sample only."""
-        if self.options.guard == 0:
-            return False
-        if batches.size(target, "target") > 1:
-            return True
-        if not self.memory.warned_of_one_target:
-            self.memory.warned_of_one_target = True
-            words = "the guard cannot judge one target sample: give two or more, or guard=0"
-            warnings.warn(words, TargetWarning, stacklevel=5)
-        return False
 
     def _audit(self, ambient: Ambient, parameters: dict[str, nn.Parameter], pool: Any, target: Any) -> None:
         """Compare captured gradients with autograd's where that is due."""
@@ -419,7 +394,7 @@ class FilterThenWeight:
             return target_of(passes, parameters, batch, micro_batch, samples=False, what=what)
         if target is None:
             return target_of(passes, parameters, pool, micro_batch, samples=True, what="pool")
-        return target_of(passes, parameters, target, micro_batch, samples=self._guarded(target))
+        return target_of(passes, parameters, target, micro_batch, samples=is_guarded(self.options, self.memory, target))
 
     def _plan(self, n: int, keep: int, *, guarded: bool) -> PoolPlan:
         """Return how the pass over a pool of n is run."""

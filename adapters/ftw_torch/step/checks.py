@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from torch import nn
 
 from ftw_torch import batches
+from ftw_torch.capture.coupling import refuse_coupled_layers
+from ftw_torch.capture.discovery import trainable
+from ftw_torch.errors import TargetWarning
+from ftw_torch.fsdp import refuse_sharded
+from ftw_torch.options import Options
 
-__all__ = ["check_keep", "check_parts", "refuse_other_device"]
+from .memory import Memory
+
+__all__ = ["check_keep", "check_parts", "is_guarded", "refuse_other_device", "trained"]
 
 
 def check_parts(model: Any, per_sample_loss: Any) -> None:
@@ -35,3 +43,26 @@ def refuse_other_device(pool: Any, target: Any) -> None:
     devices = [sorted(map(str, batches.devices(batch))) for batch in (pool, target)]
     if devices[0] != devices[1]:
         raise ValueError(f"the pool lives on {devices[0]}, the target on {devices[1]}; move one to the other")
+
+
+def trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters that are trained, or raise why these, or the model, cannot be."""
+    parameters = trainable(model)
+    if not parameters:
+        raise ValueError("no parameter of the model requires a gradient: there is nothing to train")
+    refuse_sharded(parameters, "use ftw_torch.distributed.DistributedFilterThenWeight")
+    refuse_coupled_layers(model)
+    return parameters
+
+
+def is_guarded(options: Options, memory: Memory, target: Any) -> bool:
+    """Tell whether the guard needs the target's samples; warn once if there is one sample only."""
+    if options.guard == 0:
+        return False
+    if batches.size(target, "target") > 1:
+        return True
+    if not memory.warned_of_one_target:
+        memory.warned_of_one_target = True
+        words = "the guard cannot judge one target sample: give two or more, or guard=0"
+        warnings.warn(words, TargetWarning, stacklevel=5)
+    return False

@@ -51,11 +51,11 @@ def _plain(scores: Tensor, solver: Any, options: Mapping[str, Any]) -> bool:
         and not callable(options.get("filter"))
         and isinstance(constraint, (ftw.NonNegative, ftw.Simplex, ftw.CappedSimplex, ftw.Box))
         and not any(isinstance(x, Tensor) for x in (options.get("ridge"), *constraint))
-        and set(options) <= _NUMBERS
+        and all(options[name] == default for name, default in _ABSENT.items() if name in options)
     )
 
 
-_NUMBERS = {"keep", "filter", "weight", "constraint", "ridge", "shortlist", "targets", "guard"}
+_ABSENT = {"quota": None, "fill": "raise", "explain": False}  # options whose answers hold more than numbers
 
 
 def _in_numpy(products: Products) -> Products:
