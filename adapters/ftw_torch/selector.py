@@ -328,6 +328,10 @@ class FilterThenWeight:
                 with uncompiled():
                     self._audit(ambient, parameters, pool, target)
             planned = self._planned(passes, parameters, pool, target)
+            if memory.learned.departed:
+                memory.learned.departed = False
+                memory.audits.compared.clear()
+                self._audit(ambient, parameters, pool, target)
             pool_pass, aim, operators = planned or self._discovered(passes, parameters, pool, target, keep)
             order = None if grouped is None else functools.partial(grouped.order, keep)
             products = pool_products(pool_pass, aim, operators, asked, order)

@@ -49,6 +49,7 @@ class Learned:
         self.plan: Plan | None = None
         self.reason: str | None = None
         self.steps = 0
+        self.departed = False  # a plan was given up: discovery is to be compared with autograd anew
         self._uses = 0
         self._again = False  # the model has changed: learn at the next use
         self._rest = False  # this step is for discovery
@@ -111,6 +112,7 @@ class Learned:
         return found
 
     def _forget(self, reason: str) -> None:
+        self.departed = self.departed or self.plan is not None
         if reason != self.reason:
             log.info("no plan of the model, its layers are discovered at each step: %s", reason)
         self.plan, self.reason = None, reason
