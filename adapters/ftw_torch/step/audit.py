@@ -206,6 +206,8 @@ def _refuse_crossing(
                     "a mask with a block for each document",
                     samples=[i],
                 )
+
+
 def _differences(
     capture: Callable[..., Any],
     losses: Callable[..., Tensor],

@@ -10,8 +10,8 @@ from torch import nn
 from ftw_torch import batches
 from ftw_torch.capture.coupling import refuse_coupled_layers
 from ftw_torch.capture.discovery import trainable
+from ftw_torch.capture.fsdp import refuse_sharded
 from ftw_torch.errors import TargetWarning
-from ftw_torch.fsdp import refuse_sharded
 from ftw_torch.options import Options
 
 from .memory import Memory
