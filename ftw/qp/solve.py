@@ -169,7 +169,7 @@ def _direct(
     xp: Any, K: Any, c: Any, limits: Limits, ridge: Any, tol: Any, start: Any, max_steps: int, polish: bool
 ) -> tuple[Any, ...] | None:
     """Return the fields of the solution if the short way serves: one small problem of NumPy, not negative weights."""
-    if not (c.ndim == 1 and c.shape[0] <= LARGEST and limits.upper is None and polish):
+    if not (c.ndim == 1 and c.shape[0] <= LARGEST and limits.upper is None and limits.member is None and polish):
         return None
     if not (_array.is_free(c) and _array.is_numpy(xp) and isinstance(ridge, float) and isinstance(tol, float)):
         return None
