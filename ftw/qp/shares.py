@@ -20,6 +20,7 @@ from ftw.constraints import project_scaled
 
 from .problem import Problem, dot, keep, largest, nonzero, product
 
+ROUNDS = 6  # of iterative refinement: near-twins in different sources need them
 PATIENCE = 5  # exchanges without fewer wrong signs before giving up
 
 
@@ -290,15 +291,18 @@ def _equality(xp: Any, A: Any, right: Any, C: Any, h: Any, active: Any, soft: An
     S = xp.where(both, (S + unit * soft[..., None]) / root[..., :, None] / root[..., None, :], 0.0)
     shift = 4 * h.shape[-1] * float(xp.finfo(h.dtype).eps)
     S = S + unit * xp.where(active, shift, xp.ones_like(h))[..., None]
-    y = xp.zeros_like(h)
-    for again in range(2):  # both parts of x may be far larger than their sum: what that loses is solved for again
-        missing = xp.where(active, (h - dot_rows(xp, C, x) - soft * y) / root, 0.0)
+
+    def refine(_: Any, state: tuple[Any, Any]) -> tuple[Any, Any]:
+        x, y = state
+        left = right + dot_rows(xp, xp.matrix_transpose(C), y) - dot_rows(xp, A, x)
+        x = x + _array.solve_positive(xp, A, left[..., None])[..., 0]
+        missing = xp.where(active, (h - dot_rows(xp, C, x) - soft * y) / root, 0.0)  # last: the sums are to hold
         dy = xp.where(active, _array.solve_positive(xp, S, missing[..., None])[..., 0] / root, 0.0)
-        x, y = x + dot_rows(xp, bends, dy), y + dy
-        if not again:
-            left = right + dot_rows(xp, xp.matrix_transpose(C), y) - dot_rows(xp, A, x)
-            x = x + _array.solve_positive(xp, A, left[..., None])[..., 0]
-    return x, y
+        return x + dot_rows(xp, bends, dy), y + dy
+
+    # both parts of x may be far larger than their sum: what that loses is solved for again
+    solved: tuple[Any, Any] = _loops.fori_loop(ROUNDS, refine, (x, xp.zeros_like(h)))
+    return solved
 
 
 def dot_rows(xp: Any, A: Any, x: Any) -> Any:
