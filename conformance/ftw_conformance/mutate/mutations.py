@@ -307,14 +307,14 @@ MUTATIONS: list[Mutation] = [
     *_all(
         "filters.py",
         (
-            "best = xp.argmax(residual)",
-            "best = residual.shape[0] - 1 - xp.argmax(xp.flip(residual))",
-            "matching: ties by the last index",
+            "        best = xp.argmax(values)\n",
+            "        best = values.shape[0] - 1 - xp.argmax(xp.flip(values))\n",
+            "matching and greedy utility: ties by the last index",
         ),
         (
-            "best = xp.argmax(utility)",
-            "best = utility.shape[0] - 1 - xp.argmax(xp.flip(utility))",
-            "greedy utility: ties by the last index",
+            "beaten = ~allowed & (values >",
+            "beaten = ~allowed & (values <",
+            "who is refused by the quota alone",
         ),
         ("low = int(place)", "low = int(place + 0.5)", "the quantile between the wrong scores"),
         (
@@ -360,8 +360,8 @@ MUTATIONS: list[Mutation] = [
         "constraints.py",
         ("    z = xp.maximum(z, limits.lower)\n    return z if", "    return z if", "the lower bound is ignored"),
         (
-            "slack = 4 * upper.shape[-1]",
-            "slack = 1e12 * upper.shape[-1]",
+            "return 4 * like.shape[-1]",
+            "return 1e12 * like.shape[-1]",
             "caps that nearly reach the total are accepted",
         ),
         (
@@ -370,13 +370,13 @@ MUTATIONS: list[Mutation] = [
             "one coordinate that is not empty suffices",
         ),
         (
-            "return _cut(xp, z, limits, normal)",
-            "return z",
+            "fori_loop(2, lambda _, z: _cut",
+            "fori_loop(1, lambda _, z: _cut",
             "a projection from afar is not taken again from nearby",
         ),
         ("return z if limits.upper is None else xp.minimum(z, limits.upper)", "return z", "the cap is ignored"),
         (
-            "return good & (total >= 0) & (total <= xp.sum(upper, axis=-1) + slack)",
+            "return good & (total >= 0) & (total <= xp.sum(upper, axis=-1) + _slack(xp, upper, total))",
             "return good & (total >= 0)",
             "caps too small for the total are accepted",
         ),
@@ -414,8 +414,8 @@ MUTATIONS: list[Mutation] = [
             "an indefinite matrix passes for rounding",
         ),
         (
-            "*keep(xp, certified, proof, certificate(xp, p, z, balance(xp, p, z)))",
-            "*proof",
+            "return w, *keep(xp, certified, proof, _proof(xp, p, z))",
+            "return w, *proof",
             "out of steps, the certificate of another point",
         ),
         ("status = pick(xp, is_psd, status, ok + int(Status.NOT_PSD))", "", "indefinite matrices are accepted"),
@@ -444,14 +444,31 @@ MUTATIONS: list[Mutation] = [
         ("xp.where(there, squares, 0.0) / s)", "xp.where(there, squares, 0.0))", "the candidates' squares summed"),
     ),
     *_all(
-        "choice.py",
+        "_options.py",
         (
             "shortlist = -int(-n * shortlist // 1)",
             "shortlist = int(n * shortlist)",
             "a fraction of the pool rounded down",
         ),
-        ("< filtered.count", "<= filtered.count", "one more passes than the filter says"),
+        ("return min(n, max(keep, shortlist))", "return min(n, shortlist)", "a shortlist shorter than keep"),
+    ),
+    *_all(
+        "weighing.py",
         ("useful = xp.any(passed & (c > 0))", "useful = xp.any(c > 0)", "usefulness of those that did not pass"),
+        (
+            "fitted, weights = weights, weights * scale",
+            "fitted, weights = weights, weights * 1.0",
+            "weights are not normalised",
+        ),
+        (
+            "mean = xp.sum(diagonal) / divisor",
+            "mean = xp.sum(diagonal) / c.shape[0]",
+            "the ridge divided by all places",
+        ),
+    ),
+    *_all(
+        "choice.py",
+        ("< filtered.count", "<= filtered.count", "one more passes than the filter says"),
         (
             "predicted_decrease=gained - length / 2",
             "predicted_decrease=length / 2 - gained",
@@ -461,11 +478,6 @@ MUTATIONS: list[Mutation] = [
             "places = [go_on + int((i + 0.5) * rest / q) for i in range(q)]",
             "places = [go_on + int(i * rest / q) for i in range(q)]",
             "the strata's places at their edges",
-        ),
-        (
-            "    weights = weights * scale",
-            "    weights = weights * 1.0",
-            "weights are not normalised",
         ),
         (
             "predicted_decrease=gained - length / 2",
@@ -486,12 +498,6 @@ MUTATIONS: list[Mutation] = [
         ("return (1 - a) * b + a * means, a", "return b + a * means, a", "the shrunk target keeps its own length"),
         ("short = xp.sort(order[:go_on])", "short = order[:go_on]", "the shortlist in the order of the scores"),
         ("[rest / q / n] * q", "[1 / n] * q", "the second stratum counts too little"),
-        (
-            "mean = xp.sum(diagonal) / divisor",
-            "mean = xp.sum(diagonal) / c.shape[0]",
-            "the ridge divided by all places",
-        ),
-        ("return min(n, max(keep, shortlist))", "return min(n, shortlist)", "a shortlist shorter than keep"),
         ("return xp.where(xp.isfinite(x), x, 0.0)", "return x", "NaN goes on to the filter"),
         ("intact = xp.all(xp.isfinite(scores)) &", "intact =", "a NaN outside the shortlist goes unnoticed"),
     ),

@@ -39,7 +39,7 @@ def call_with(options: dict[str, Any], kind: Any = None, *, given: bool = False)
         if kind is not None:
             more["constraint"] = kind(*p.bounds)
         if given:
-            more["scores"] = 2 * ftw.scores(p.candidates, p.target, p.geometry)
+            more["scores"] = 0.5 * ftw.scores(p.candidates, p.target, p.geometry)
         s = ftw.filter_then_weight(p.candidates, p.target, p.geometry, target_samples=p.samples, **more)
         return {name: value for name, value in s._asdict().items() if value is not None}
 
@@ -66,7 +66,7 @@ def account_with(options: dict[str, Any], kind: Any = None, *, given: bool = Fal
             "distinct": exactly(len(s["indices"]), got=len(set(got["indices"].tolist()))),
             "count": exactly(s["count"]),
             "status": exactly(s["status"]),
-            "scores": summed(s["scores"], np.where(np.isfinite(size), size, 1.0) * (2 if given else 1), many),
+            "scores": summed(s["scores"], np.where(np.isfinite(size), size, 1.0) * (0.5 if given else 1), many),
             "shrinkage": rounded(s["shrinkage"], 1.0, 1e4),
             "signal": rounded(s["signal"], None, 1e4),
         }
@@ -111,7 +111,7 @@ def select(
 ) -> dict[str, Any]:
     """Compose the stages as the contract has them, by the reference's parts."""
     n = len(G)
-    b = ref.scores(G, t, P) * (2 if given else 1)
+    b = ref.scores(G, t, P) * (0.5 if given else 1)
     order = np.argsort(-np.where(np.isnan(b), -np.inf, b), kind="stable")
     go_on = ref.step.shortlist_length(shortlist, keep, n)
     short = np.sort(order[:go_on])
