@@ -302,7 +302,9 @@ def _renumbered(xp: Any, samples: Any, n: int, indices: Any) -> tuple[int, Any]:
     copies = 1
     if _array.known(repeated, wait=True):
         copies, repeated = 1 + int(xp.max(rank)), False
-    hit = indices[:, None] == xp.arange(n + 1, dtype=indices.dtype, device=_array.device(indices))  # (k, n + 1)
+    hit = (
+        indices[:, None] == xp.arange(n + 1, dtype=indices.dtype, device=_array.device(indices))[None, :]
+    )  # (k, n + 1)
     out = []
     for copy in range(copies):
         here = hit & (rank == copy)[:, None]  # (k, n + 1), at most one in each column
