@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch.utils.data import default_collate
 
+from .errors import SelectionWarning, TargetWarning
+
 __all__ = ["Pools"]
 
 
@@ -125,7 +127,8 @@ class Pools:
                 places.append((sample, self.reoffer))
             if not places:
                 if self._passes > 1 and not self.read and source is self.samples:
-                    warnings.warn("the samples were an iterator, used up by the pass before", stacklevel=2)
+                    words = "the samples were an iterator, used up by the pass before"
+                    warnings.warn(words, SelectionWarning, stacklevel=2)
                 return
             self.current, self._left = [sample for sample, _ in places], [left for _, left in places]
             self.offered += len(places)
@@ -143,6 +146,7 @@ class Pools:
             warnings.warn(
                 f"sample {self.read - 1} of the pool is a target sample too: a copy of the target always wins; take "
                 "it out of one of them",
+                TargetWarning,
                 stacklevel=4,
             )
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from ftw_torch import SelectionWarning, TargetWarning
 from ftw_torch.pools import Pools
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import IterableDataset
@@ -38,7 +39,7 @@ def test_a_stream_that_is_used_up_is_said():
     pools = Pools(iter(range(5)), size=3)
     first = next(iter(pools)).tolist()
     assert [pool.tolist() for pool in pools] == [[3, 4]]  # what was not read goes on
-    with pytest.warns(UserWarning, match="used up by the pass before"):
+    with pytest.warns(SelectionWarning, match="used up by the pass before"):
         assert list(pools) == []
     assert first == [0, 1, 2]
     again = Pools(range(5), size=3)
@@ -85,7 +86,7 @@ def test_a_leaked_target_sample_is_said_once():
     samples = [{"x": torch.tensor([i, i]), "y": i} for i in range(8)]
     target = [{"y": i, "x": [i, i]} for i in (5, 6, 40)]
     pools = Pools(samples, 3, target=target)
-    with pytest.warns(UserWarning, match="sample 5 of the pool is a target sample too"):
+    with pytest.warns(TargetWarning, match="sample 5 of the pool is a target sample too"):
         list(pools)
     assert pools.leaked == 2
     list(pools)
