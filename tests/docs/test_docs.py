@@ -19,7 +19,7 @@ from ftw_conformance.__main__ import COMMANDS
 from ftw_conformance.verify import adapters, backends
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^```(?P<info>[^\n`]*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -114,7 +114,7 @@ def test_the_files_and_commands_that_are_named_exist():
     targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
-        for path in re.findall(r"`((?:tests|examples|docs)/[\w/]+\.\w+)`", text):
+        for path in re.findall(r"`((?:tests|examples|docs|ftw|adapters|reference|conformance)/[\w/]+\.\w+)`", text):
             assert (ROOT / path).exists(), f"{page.name} names {path}"
         for target in re.findall(r"(?:\$ |`)make ([a-z0-9-]+)", text):
             assert target in targets, f"{page.name}: make {target}"
