@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from . import _array, _plan
+from . import _array, planner
 from ._array import Array, widen
 
 __all__ = ["OuterProduct", "Rows", "check_rows", "check_size", "matrix_shape", "one_hot", "times"]
@@ -59,7 +59,7 @@ class OuterProduct:
         """Return ``<G_i, m>`` (n,) for a dense m (d_out, d_in); 2 n t d_out d_in FLOPs on the narrower side."""
         a, b = _array.together(xp, self.inputs, self.output_grads)  # (n, t, d_in), (n, t, d_out)
         m = _array.cast(m, a)
-        inward = _plan.plan_scores(a.shape[0], a.shape[1], matrix_shape(self.shape), itemsize=0).route == "inputs"
+        inward = planner.plan_scores(a.shape[0], a.shape[1], matrix_shape(self.shape), itemsize=0).route == "inputs"
         product = a * (b @ m) if inward else b * (a @ m.T)  # (n, t, min(d_in, d_out))
         return xp.sum(product, axis=(1, 2))  # (n,)
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from . import _array, _plan
+from . import _array, planner
 from ._array import Array, widen
 from ._factors import OuterProduct, check_rows, check_size, matrix_shape, one_hot, times
 
@@ -81,7 +81,7 @@ class Packed:
         """Return ``<G_i, m>`` (n,) for a dense m (d_out, d_in); 2 t d_out d_in FLOPs on the narrower side."""
         a, b = _array.together(xp, self.inputs, self.output_grads)  # (t, d_in), (t, d_out)
         m = _array.cast(m, a)
-        inward = _plan.plan_scores(1, a.shape[0], matrix_shape(self.shape), itemsize=0).route == "inputs"
+        inward = planner.plan_scores(1, a.shape[0], matrix_shape(self.shape), itemsize=0).route == "inputs"
         product = a * (b @ m) if inward else b * (a @ m.T)  # (t, min(d_in, d_out))
         return self.over_tokens(xp, xp.sum(product, axis=1))  # (n,)
 
@@ -106,7 +106,7 @@ class Packed:
         """Return ``G_i[rows, columns]`` (n, r, c) of every sample, by chunks of one length."""
         a, b = _array.together(xp, self.inputs[:, columns], self.output_grads[:, rows])  # (t, c), (t, r)
         n, r, c = self.size, b.shape[1], a.shape[1]
-        chunks, length = _plan.chunks(n, a.shape[0])
+        chunks, length = planner.chunks(n, a.shape[0])
         if not chunks:
             return xp.zeros((n, r, c), dtype=a.dtype, device=_array.device(a))
         tokens, owners, wrong = _chunked(xp, self.samples, n, chunks, length)

@@ -5,7 +5,7 @@
 
 Both are sums over parameters. A score needs ``M = P g_T`` once and no per-sample gradient. The Gram matrix walks over
 blocks of rows and columns of the per-sample gradients, no larger than ``max_bytes``, or over pairs of tokens where that
-is cheaper (``_plan.py`` decides).
+is cheaper (``planner.py`` decides).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from . import _array, _plan
+from . import _array, planner
 from . import gradients as records
 from ._array import Array
 from ._check import check_alike, check_model
@@ -149,10 +149,10 @@ def _accumulate(
     return total
 
 
-def plan_piece(xp: Any, piece: Piece, max_bytes: int, *, by_tokens: bool = True) -> _plan.Plan:
+def plan_piece(xp: Any, piece: Piece, max_bytes: int, *, by_tokens: bool = True) -> planner.Plan:
     """Return the plan for one term of a bilinear form."""
     x, y, elementwise = piece.left, piece.right, _elementwise(piece)
-    return _plan.plan_gram(
+    return planner.plan_gram(
         _side(x),
         None if x is y else _side(y),
         matrix_shape(x.shape),
@@ -163,30 +163,30 @@ def plan_piece(xp: Any, piece: Piece, max_bytes: int, *, by_tokens: bool = True)
     )
 
 
-def _side(record: Record) -> _plan.Side:
+def _side(record: Record) -> planner.Side:
     """Return what the planner wants to know of a record."""
     if isinstance(record, OuterProduct):
-        return _plan.Side(record.n, record.inputs.shape[1])
+        return planner.Side(record.n, record.inputs.shape[1])
     if isinstance(record, Packed):
         n, t = record.n, record.inputs.shape[0]
         # the chunks' products, their copy in the order of the samples, and the sums
-        return _plan.Side(n, 0, 1 + -(-2 * _plan.chunks(n, t)[0] // max(n, 1)), packed=t)
+        return planner.Side(n, 0, 1 + -(-2 * planner.chunks(n, t)[0] // max(n, 1)), packed=t)
     if isinstance(record, Sum):
         parts = [_side(part) for part in record.parts]
         # the sum so far, the next part, and the new sum
         copies = max(parts[0].copies, *(1 + max(2, p.copies) for p in parts[1:])) if parts[1:] else parts[0].copies
-        return _plan.Side(record.n, sum(p.tokens for p in parts), copies, sum(p.packed for p in parts))
-    return _plan.Side(record.n, 0, 2 if isinstance(record, (Rows, PackedRows)) else 1)
+        return planner.Side(record.n, sum(p.tokens for p in parts), copies, sum(p.packed for p in parts))
+    return planner.Side(record.n, 0, 2 if isinstance(record, (Rows, PackedRows)) else 1)
 
 
-def walk(xp: Any, piece: Piece, plan: _plan.Plan) -> Iterator[tuple[Any, Any]]:
+def walk(xp: Any, piece: Piece, plan: planner.Plan) -> Iterator[tuple[Any, Any]]:
     """Yield blocks (n, e) and (m, e) of both records, e elements at a time, elementwise weights worked in."""
     x, y, weights = piece
     n, m, shape = x.n, y.n, matrix_shape(x.shape)
     elementwise = _elementwise(piece)
     if elementwise:
         weights = xp.broadcast_to(weights, shape)
-    for rows, columns in _plan.blocks(shape, plan):
+    for rows, columns in planner.blocks(shape, plan):
         size = (rows.stop - rows.start) * (columns.stop - columns.start)
         left = x.block(xp, rows, columns)  # (n, r, c)
         if x is y:  # P^1/2 on both sides: the product is symmetric and PSD as it stands
@@ -203,7 +203,7 @@ def walk(xp: Any, piece: Piece, plan: _plan.Plan) -> Iterator[tuple[Any, Any]]:
         del left, right  # before the next block is formed
 
 
-def _by_tokens(xp: Any, piece: Piece, plan: _plan.Plan) -> Any:
+def _by_tokens(xp: Any, piece: Piece, plan: planner.Plan) -> Any:
     """Return ``sum_{s,t} (A_is . A'_jt)(B_is . B'_jt)`` (n, m), a chunk of samples i at a time."""
     x, y = piece.left, piece.right
     assert isinstance(x, (OuterProduct, Packed))
@@ -227,7 +227,7 @@ def _by_tokens(xp: Any, piece: Piece, plan: _plan.Plan) -> Any:
     return xp.concat(parts, axis=0)  # (n, m)
 
 
-def _by_packed_tokens(xp: Any, x: Packed, y: Packed, plan: _plan.Plan) -> Any:
+def _by_packed_tokens(xp: Any, x: Packed, y: Packed, plan: planner.Plan) -> Any:
     """Return the same sums (n, m) for packed samples, a chunk of tokens of x at a time."""
     a, every_a, b, every_b = _array.together(xp, x.inputs, y.inputs, x.output_grads, y.output_grads)  # (t, .), (u, .)
     total = xp.zeros((x.n, y.n), dtype=a.dtype, device=_array.device(a))

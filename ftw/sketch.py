@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from . import _array, _plan
+from . import _array, planner
 from . import gradients as records
 from ._array import Array
 from ._check import check_model
@@ -82,7 +82,7 @@ def count_sketch(
             plan = plan_piece(xp, piece, max(1, max_bytes // 3), by_tokens=False)  # the block, its signed copy, a sort
             height, width = matrix_shape(piece.left.shape)
             above, beside = (_line(xp, d, _keys(seed, i, j, side), first) for side, d in enumerate((height, width)))
-            blocks = _plan.blocks((height, width), plan)
+            blocks = planner.blocks((height, width), plan)
             for (rows, columns), (x, _) in zip(blocks, walk(xp, piece, plan), strict=True):
                 bucket, sign = _hash(xp, above, beside, rows, columns, _keys(seed, i, j, 2), size)  # (e,), (e,)
                 signed = x * _array.over(sign, x)  # (n, e)

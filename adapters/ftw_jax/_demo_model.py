@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ftw._demo.corpus import Sample
+from ftw.demo.corpus import Sample
 
 __all__ = ["batch_of", "initial", "loss"]
 

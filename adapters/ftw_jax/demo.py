@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 import ftw
 import ftw_jax
-from ftw._demo import harness as _demo
-from ftw._demo.corpus import Corpus, Sample
+from ftw.demo import harness
+from ftw.demo.corpus import Corpus, Sample
 
 from ._demo_model import batch_of, initial, loss
 
@@ -56,10 +56,10 @@ gradient = by_pieces(jax.value_and_grad(mean_loss))
 @cache
 def chooser(method: str, keep: int, pool: int, target: int) -> Callable[..., Any]:
     """Return the compiled ``(params, opt_state, pool, target) -> (grads, selection)`` of a method."""
-    options: dict[str, Any] = {"filter": "top_k", "weight": "uniform", "guard": 0.0} if method == _demo.TOP_K else {}
+    options: dict[str, Any] = {"filter": "top_k", "weight": "uniform", "guard": 0.0} if method == harness.TOP_K else {}
     select = jax.jit(ftw_jax.filter_then_weight(loss, OPTIMIZER, keep=keep, micro_batch=PIECE, **options))
-    params = initial(_demo.LENGTH - 1)
-    batches = (np.zeros((size, _demo.LENGTH), np.int32) for size in (pool, target))
+    params = initial(harness.LENGTH - 1)
+    batches = (np.zeros((size, harness.LENGTH), np.int32) for size in (pool, target))
     compiled: Callable[..., Any] = select.lower(params, OPTIMIZER.init(params), *batches).compile()
     return compiled
 
@@ -113,7 +113,7 @@ class Framework:
     versions = f"jax {jax.__version__}, optax {optax.__version__}, ftw {ftw.__version__}"
 
     def __init__(self) -> None:
-        self.params: Any = initial(_demo.LENGTH - 1)
+        self.params: Any = initial(harness.LENGTH - 1)
 
     def progress(self, **options: Any) -> Any:
         """Return a progress bar."""
@@ -140,13 +140,13 @@ class Framework:
 
     def learner(self, method: str, seed: int, *, keep: int, pool: int, target: int) -> Learner:
         """Return a new run from there, its selection compiled for batches of these sizes."""
-        select = None if method == _demo.RANDOM else chooser(method, keep, pool, target)
+        select = None if method == harness.RANDOM else chooser(method, keep, pool, target)
         return Learner(self.params, select, keep, seed)
 
 
 def main(given: Sequence[str] | None = None) -> int:
     """Run the demo."""
-    return _demo.main(Framework(), given, "python -m ftw_jax.demo")
+    return harness.main(Framework(), given, "python -m ftw_jax.demo")
 
 
 if __name__ == "__main__":

@@ -8,10 +8,9 @@ from collections import Counter
 
 import pytest
 
-from ftw._demo import corpus as _corpus
-from ftw._demo import text_files as _text_files
-from ftw._demo.corpus import COPIED, LABELS, SHUFFLED, WINDOW, Stream, load
-from ftw._demo.text_files import TextError, read_files
+from ftw.demo import corpus as corpora
+from ftw.demo.corpus import COPIED, LABELS, SHUFFLED, WINDOW, Stream, load
+from ftw.demo.text_files import TextError, read_files
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +29,7 @@ def windows(samples):
 
 DIGEST = """
 import hashlib
-from ftw._demo.corpus import Stream, load
+from ftw.demo.corpus import Stream, load
 corpus = load()
 stream = Stream(corpus, seed=3)
 print(hashlib.sha256(repr((corpus, stream.pool(7), stream.target(24))).encode()).hexdigest())
@@ -94,13 +93,13 @@ def test_a_python_without_the_text_is_told_what_to_install(monkeypatch, tmp_path
     monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
     with pytest.raises(TextError, match=r"pydoc_data.*install"):
         load()
-    monkeypatch.setattr(_corpus.sysconfig, "get_path", lambda name: str(tmp_path))
+    monkeypatch.setattr(corpora.sysconfig, "get_path", lambda name: str(tmp_path))
     with pytest.raises(TextError, match="library source: 0 bytes"):
         load(domain={"mine": b"text " * 1000})
 
 
 def test_the_core_is_not_loaded():
-    code = "import ftw._demo.corpus, ftw.report, sys; sys.exit('numpy' in sys.modules)"
+    code = "import ftw.demo.corpus, ftw.report, sys; sys.exit('numpy' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -188,8 +187,8 @@ def test_an_argument_without_text(tmp_path, make):
 def test_limits_are_said(tmp_path, monkeypatch):
     for name in "abc":
         (tmp_path / name).write_bytes(b"x" * 100)
-    monkeypatch.setattr(_text_files, "MAX_FILE", 60)
-    monkeypatch.setattr(_text_files, "MAX_TOTAL", 110)
+    monkeypatch.setattr(text_files, "MAX_FILE", 60)
+    monkeypatch.setattr(text_files, "MAX_TOTAL", 110)
     texts, skipped = read_files([tmp_path])
     assert sum(map(len, next(iter(texts.values())).split(b"\n"))) == 110
     assert [reason for _, reason in skipped][:2] == [

@@ -9,7 +9,7 @@ from backends import BACKENDS, optional
 from numpy.testing import assert_allclose
 
 import ftw
-from ftw import _plan
+from ftw import planner
 from ftw.inner_products import plan_piece, squared_norms
 from ftw.sketch import count_sketch, low_rank, low_rank_scores
 
@@ -345,7 +345,7 @@ def test_a_whole_selection_over_documents(name, rng):
 @pytest.mark.parametrize("t", [0, 1, 7, 64, 1000])
 @pytest.mark.parametrize("n", [0, 1, 3, 64])
 def test_chunks_hold_the_tokens_however_they_lie(n, t, rng):
-    count, length = _plan.chunks(n, t)
+    count, length = planner.chunks(n, t)
     assert count <= 2 * max(n, t and 1)
     assert count * length <= 2 * t or n == 0
     for _ in range(20 if n else 0):
@@ -372,7 +372,7 @@ def test_the_planner_counts_what_is_multiplied(n, t, d_out, d_in, kind):
         assert plan.bytes <= max_bytes
     with FlopCounterMode(display=False) as counter:
         ftw.scores(x, {"w": torch.randn(d_out, d_in)}, {"w": ftw.Scale(1.0)})
-    assert counter.get_total_flops() == _plan.plan_scores(1, t, (d_out, d_in), itemsize=4).flops
+    assert counter.get_total_flops() == planner.plan_scores(1, t, (d_out, d_in), itemsize=4).flops
 
 
 @pytest.mark.parametrize("kind", ["scale", "diagonal"])

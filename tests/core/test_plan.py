@@ -10,9 +10,9 @@ import pytest
 from backends import optional
 
 import ftw
-from ftw import _plan
-from ftw._plan import Side
+from ftw import planner
 from ftw.inner_products import plan_piece
+from ftw.planner import Side
 
 torch = optional("torch")
 flop_counter = optional("torch.utils.flop_counter")
@@ -34,10 +34,10 @@ def flops(call):
 @pytest.mark.parametrize(("n", "t", "d_out", "d_in"), SHAPES)
 def test_scores_and_combine_multiply_what_is_planned(n, t, d_out, d_in):
     x = layer(n, t, d_out, d_in)
-    plan = _plan.plan_scores(n, t, (d_out, d_in), itemsize=4)
+    plan = planner.plan_scores(n, t, (d_out, d_in), itemsize=4)
     assert flops(lambda: ftw.scores(x, {"w": torch.randn(d_out, d_in)}, {"w": ftw.Scale(1.0)})) == plan.flops
     assert plan.bytes == 2 * n * t * min(d_in, d_out) * 4
-    plan = _plan.plan_combine(n, t, (d_out, d_in), itemsize=4)
+    plan = planner.plan_combine(n, t, (d_out, d_in), itemsize=4)
     assert flops(lambda: ftw.combine(x, torch.rand(n))) == plan.flops
 
 
@@ -59,7 +59,7 @@ def test_gram_multiplies_what_is_planned(n, t, d_out, d_in, kind):
         plan = plan_piece(xp, piece, max_bytes)
         extra = 0
         if kind == "kronecker":
-            extra = _plan.plan_transform(n, t, (d_out, d_in), left=d_out, right=d_in, itemsize=4).flops
+            extra = planner.plan_transform(n, t, (d_out, d_in), left=d_out, right=d_in, itemsize=4).flops
         assert flops(lambda m=max_bytes: ftw.gram(x, {"w": operator}, max_bytes=m)) == plan.flops + extra
         assert plan.bytes <= max_bytes
 
@@ -67,7 +67,7 @@ def test_gram_multiplies_what_is_planned(n, t, d_out, d_in, kind):
 def test_the_cheaper_route_is_taken():
     def plan(n, t, shape, **options):
         options = {"by_tokens": True, "elementwise": False, "itemsize": 4, "max_bytes": 2**28} | options
-        return _plan.plan_gram(Side(n, t), None, shape, **options)
+        return planner.plan_gram(Side(n, t), None, shape, **options)
 
     assert plan(8, 4, (1024, 1024)).route == "tokens"
     assert plan(8, 256, (64, 64)).route == "blocks"
@@ -84,9 +84,11 @@ def test_the_cheaper_route_is_taken():
 @pytest.mark.parametrize("max_bytes", [400, 10_000, 10**9])
 @pytest.mark.parametrize("shape", [(1, 1), (7, 5), (1, 100), (100, 1), (0, 4), (4, 0)])
 def test_blocks_tile_the_matrix(shape, max_bytes):
-    plan = _plan.plan_gram(Side(5, 2), None, shape, by_tokens=False, elementwise=True, itemsize=8, max_bytes=max_bytes)
+    plan = planner.plan_gram(
+        Side(5, 2), None, shape, by_tokens=False, elementwise=True, itemsize=8, max_bytes=max_bytes
+    )
     seen = np.zeros(shape, dtype=int)
-    for rows, columns in _plan.blocks(shape, plan):
+    for rows, columns in planner.blocks(shape, plan):
         seen[rows, columns] += 1
         assert (rows.stop - rows.start) * (columns.stop - columns.start) * (5 * 2 + 1) * 8 <= max_bytes
     assert np.all(seen == 1)
@@ -148,10 +150,10 @@ def test_no_array_of_tokens_by_tokens_in_a_long_context(rng):
 
 def test_plan_of_scores_bounds_their_temporaries(rng):
     x = {"w": record(rng, "outer")}
-    plan = _plan.plan_scores(N, T, (D_OUT, D_IN), itemsize=8)
+    plan = planner.plan_scores(N, T, (D_OUT, D_IN), itemsize=8)
     g = {"w": np.ones((D_OUT, D_IN))}
     assert peak(lambda: ftw.scores(x, g, {"w": ftw.Scale(1.0)})) <= (
         plan.bytes + D_OUT * D_IN * 8 + SLACK  # and P g_T itself
     )
-    plan = _plan.plan_combine(N, T, (D_OUT, D_IN), itemsize=8)
+    plan = planner.plan_combine(N, T, (D_OUT, D_IN), itemsize=8)
     assert peak(lambda: ftw.combine(x, np.ones(N))) <= plan.bytes + D_OUT * D_IN * 8 + SLACK

@@ -135,7 +135,7 @@ def test_the_options_of_commands_exist():
                 folders = found.submodule_search_locations
                 files = [Path(found.origin)] if folders is None else Path(folders[0]).rglob("*.py")
                 if module.endswith(".demo"):
-                    files = [*files, ROOT / "ftw/_demo/harness.py"]  # what the demos share, their options too
+                    files = [*files, ROOT / "ftw/demo/harness.py"]  # what the demos share, their options too
                 sources[module] = "".join(file.read_text(encoding="utf-8") for file in files)
             for option in re.findall(r"(?<=\s)--?[a-z][a-z-]*", rest.split("#")[0]):
                 assert f'"{option}"' in sources[module], f"{page.name}: {module} has no {option}"

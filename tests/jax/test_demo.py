@@ -11,7 +11,7 @@ from ftw_jax import _demo_model, demo
 from numpy.testing import assert_allclose
 
 from ftw import report
-from ftw._demo import harness as _demo
+from ftw.demo import harness
 
 
 def test_the_model_is_causal_and_small():
@@ -32,7 +32,7 @@ def test_the_model_is_causal_and_small():
 def test_from_the_command_line_to_the_page(tmp_path, monkeypatch, capsys):
     pretrain = demo.Framework.pretrain
     monkeypatch.setattr(demo.Framework, "pretrain", lambda self, corpus, steps: pretrain(self, corpus, 30))
-    monkeypatch.setattr(_demo, "TESTS", 16)
+    monkeypatch.setattr(harness, "TESTS", 16)
     page, record = tmp_path / "page.html", tmp_path / "run.jsonl"
     options = ["--steps", "3", "--seeds", "2", "--keep", "2", "--pool-size", "20", "--output", page, "--record", record]
     assert demo.main(list(map(str, options))) == 0

@@ -13,7 +13,7 @@ from ftw_torch.demo import __main__ as demo
 from ftw_torch.demo import model as _demo_model
 
 from ftw import report
-from ftw._demo import harness as _demo
+from ftw.demo import harness
 
 
 @pytest.fixture(autouse=True)
@@ -21,7 +21,7 @@ def short(monkeypatch):
     """Pretrain for 30 steps, measure on 16 samples."""
     pretrain = demo.Framework.pretrain
     monkeypatch.setattr(demo.Framework, "pretrain", lambda self, corpus, steps: pretrain(self, corpus, 30))
-    monkeypatch.setattr(_demo, "TESTS", 16)
+    monkeypatch.setattr(harness, "TESTS", 16)
 
 
 def run(tmp_path, *more):

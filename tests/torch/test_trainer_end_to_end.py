@@ -10,7 +10,7 @@ from ftw_torch.trainer import FilterThenWeightTrainer
 from transformers import GPT2Config, GPT2LMHeadModel, TrainingArguments
 
 from ftw import report
-from ftw._demo import corpus as corpora
+from ftw.demo import corpus as corpora
 from ftw.filters import Filtered
 
 pytestmark = [

@@ -1,4 +1,4 @@
-"""See it work: ``python -m ftw_torch.demo``, the demo of ``ftw._demo.harness`` in PyTorch."""
+"""See it work: ``python -m ftw_torch.demo``, the demo of ``ftw.demo.harness`` in PyTorch."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import torch
 from tqdm import tqdm
 
 import ftw
-from ftw._demo import harness as _demo
-from ftw._demo.corpus import Corpus, Sample
+from ftw.demo import harness
+from ftw.demo.corpus import Corpus, Sample
 from ftw_torch import FilterThenWeight
 
 from .model import GPT, batch_of, per_sample_loss
@@ -29,9 +29,9 @@ class Learner:
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-3)
         self.keep, self.rng = keep, random.Random(seed)
         self.selector: FilterThenWeight | None = None
-        if method != _demo.RANDOM:
+        if method != harness.RANDOM:
             top_k: dict[str, Any] = {"filter": "top_k", "weight": "uniform", "guard": 0.0}
-            options = top_k if method == _demo.TOP_K else {}
+            options = top_k if method == harness.TOP_K else {}
             self.selector = FilterThenWeight(self.model, self.optimizer, per_sample_loss, keep=keep, **options)
 
     def choose(self, pool: Sequence[Sample], target: Sequence[Sample]) -> dict[str, Any]:
@@ -66,7 +66,7 @@ class Framework:
 
     def __init__(self) -> None:
         torch.manual_seed(0)
-        self.model = GPT(_demo.LENGTH - 1)
+        self.model = GPT(harness.LENGTH - 1)
 
     def progress(self, **options: Any) -> Any:
         """Return a progress bar."""
@@ -98,7 +98,7 @@ def main(given: Sequence[str] | None = None) -> int:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return _demo.main(Framework(), given, "python -m ftw_torch.demo")
+        return harness.main(Framework(), given, "python -m ftw_torch.demo")
     finally:
         torch.set_num_threads(threads)
 

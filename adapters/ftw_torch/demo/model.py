@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ftw._demo.corpus import Sample
+from ftw.demo.corpus import Sample
 
 __all__ = ["GPT", "batch_of", "per_sample_loss"]
 

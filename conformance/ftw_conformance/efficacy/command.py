@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ftw._demo.text_files import TextError
+from ftw.demo.text_files import TextError
 
 from . import page, real_data, table
 from .ablations import ABLATIONS, METHODS

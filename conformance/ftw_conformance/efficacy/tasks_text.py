@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from ftw._demo import corpus as corpora
-from ftw._demo.text_files import read_files
+from ftw.demo import corpus as corpora
+from ftw.demo.text_files import read_files
 from ftw.gradients import Dense, OuterProduct, Record, Rows, Sum
 
 from .learner import Adam, Array, Batches, Captured, Layer, Optimizer, Tree

@@ -182,7 +182,7 @@ MUTATIONS: list[Mutation] = [
         ("return (total + total.T) / 2", "return total", "the Gram matrix is not symmetrised"),
     ),
     *_all(
-        "_plan.py",
+        "planner.py",
         (
             "for r in range(0, height, plan.rows):",
             "for r in range(0, height - height % plan.rows or height, plan.rows):",

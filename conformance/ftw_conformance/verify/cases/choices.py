@@ -11,7 +11,7 @@ import ftw_reference as ref
 import numpy as np
 
 import ftw
-from ftw import _array
+from ftw import spi
 from ftw.guard import signal
 from ftw_conformance.verify.table import Case, Expect, exactly, rounded
 
@@ -168,11 +168,11 @@ def shrink_numbers(m: int, cap: float, slope: float) -> Callable[..., dict[str, 
         t, s, d = numbers
         a, f = ftw.guard.shrinkage(t, s, d, m, cap=cap, slope=slope)
         ratio, v = signal(numbers[0], numbers[1], m)
-        xp = _array.namespace(values[0])
+        xp = spi.namespace(values[0])
         every = {"a": a, "F": f, "signal": ratio, "v": v}
         plain = all(type(x) is float for x in every.values())
-        out = {k: xp.asarray(x, dtype=values[0].dtype, device=_array.device(values[0])) for k, x in every.items()}
-        return out | {"plain": xp.asarray(plain, device=_array.device(values[0]))}
+        out = {k: xp.asarray(x, dtype=values[0].dtype, device=spi.device(values[0])) for k, x in every.items()}
+        return out | {"plain": xp.asarray(plain, device=spi.device(values[0]))}
 
     return call
 

@@ -11,7 +11,7 @@ import ftw_reference as ref
 import numpy as np
 
 import ftw
-from ftw import _array, _plan
+from ftw import planner, spi
 from ftw_conformance.verify.table import Case, Expect, exactly, most
 
 from . import models
@@ -24,7 +24,7 @@ def planned(name: str, *arguments: Any, **options: Any) -> Callable[[], dict[str
     """Return a call of the planner; routes are numbered."""
 
     def call() -> dict[str, Any]:
-        p = getattr(_plan, name)(*arguments, **options)
+        p = getattr(planner, name)(*arguments, **options)
         routes = ("inputs", "outputs", "product", "factors", "tokens", "blocks")
         return {"plan": np.asarray([routes.index(p.route), p.flops, p.bytes, p.rows, p.columns])}
 
@@ -42,7 +42,7 @@ def tiled(shape: tuple[int, int], rows: int, columns: int) -> Callable[[], dict[
 
     def call() -> dict[str, Any]:
         seen = np.zeros(shape, dtype=int)
-        for r, c in _plan.blocks(shape, _plan.Plan("blocks", 0, 0, rows, columns)):
+        for r, c in planner.blocks(shape, planner.Plan("blocks", 0, 0, rows, columns)):
             seen[r, c] += 1
         return {"seen": seen}
 
@@ -63,7 +63,7 @@ def remembered(x: Any, y: Any, p: Any) -> dict[str, Any]:
 
     Nothing is returned where the namespace has an allocator of its own, which does not tell Python.
     """
-    xp = _array.namespace(x["w"].inputs)
+    xp = spi.namespace(x["w"].inputs)
     if peak(lambda: xp.zeros(100_000, dtype=xp.float64)) < 800_000:
         return {}
 
@@ -121,7 +121,7 @@ def cases() -> list[Case]:
         flops, size = 2 * 15 * (2 * (left or 0) + 7 * (right or 0)), 15 * ((left or 0) + (right or 0)) * 8
         call = planned("plan_transform", 5, 3, (2, 7), left=left, right=right, itemsize=8)
         add(f"transform {left} {right}", call, given(3, flops, size, 0, 0))
-    x, y = _plan.Side(4, 2), _plan.Side(3, 5)
+    x, y = planner.Side(4, 2), planner.Side(3, 5)
     common = {"elementwise": False, "itemsize": 8, "max_bytes": 10**6}
     pairs = 2 * 12 * 2 * 5 * (50 + 40)
     call = planned("plan_gram", x, y, (50, 40), by_tokens=True, **common)
@@ -139,7 +139,7 @@ def cases() -> list[Case]:
     alone = 2 * 4 * 2 * 2000 + 2 * 16 * 2000
     call = planned("plan_gram", x, None, (50, 40), by_tokens=False, **common)
     add("gram, one record", call, given(5, alone, 2000 * 4 * 8, 50, 40))
-    call = planned("plan_gram", _plan.Side(4, 9), None, (5, 4), by_tokens=True, **common)
+    call = planned("plan_gram", planner.Side(4, 9), None, (5, 4), by_tokens=True, **common)
     add("gram, many tokens", call, given(5, 2 * 36 * 20 + 2 * 16 * 20, 20 * 4 * 8, 5, 4))
     tight = {**common, "max_bytes": 3 * 2 * 3 * 5 * 8 - 1}
     call = planned("plan_gram", x, y, (50, 40), by_tokens=True, **tight)

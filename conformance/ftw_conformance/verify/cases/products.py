@@ -11,7 +11,7 @@ import ftw_reference as ref
 import numpy as np
 
 import ftw
-from ftw import _array
+from ftw import spi
 from ftw.gradients import matrix_shape
 from ftw.inner_products import squared_norms
 from ftw_conformance.verify.table import Case, Expect, exactly, rounded, summed
@@ -133,13 +133,13 @@ def acted(p: Any, g: Any, h: Any) -> dict[str, Any]:
         "inner, the other way": p.inner(h[1, ...], g),
         "sqrt twice": p.sqrt(p.sqrt(h)),
         "sqrt": p.inner(g, g) - _square(p.sqrt(g)),
-        "is_psd": _array.namespace(g).asarray(p.is_psd()),
+        "is_psd": spi.namespace(g).asarray(p.is_psd()),
     }
 
 
 def definite(p: Any) -> dict[str, Any]:
     """Return whether an operator has no negative eigenvalue."""
-    xp = _array.namespace(*_array.leaves(p))
+    xp = spi.namespace(*spi.leaves(p))
     return {"is_psd": xp.asarray(p.is_psd())}
 
 
@@ -184,7 +184,7 @@ def negatives(rng: Any, shape: tuple[int, int]) -> dict[str, Any]:
 
 
 def _square(x: Any) -> Any:
-    xp = _array.namespace(x)
+    xp = spi.namespace(x)
     return xp.sum(x * x)
 
 
@@ -210,8 +210,8 @@ def account_acted(got: Mapping[str, Array], p: Any, g: Array, h: Array) -> dict[
 
 def turned(x: Any) -> dict[str, Any]:
     """Return what an operator may make of a record: its transpose, its negative."""
-    first = _array.leaves(x)[0]
-    xp = _array.namespace(first)
+    first = spi.leaves(x)[0]
+    xp = spi.namespace(first)
     out = {}
     for name, record in x.items():
         for what, made in (("transposed", record.transposed(xp)), ("negated", record.negated(xp))):
@@ -235,12 +235,12 @@ def account_turned(got: Mapping[str, Array], x: Any) -> dict[str, Expect]:
 
 def taken(x: Any, i: Any) -> dict[str, Any]:
     """Return the arrays of the records of some samples."""
-    return {str(number): leaf for number, leaf in enumerate(_array.leaves(ftw.take(x, i)))}
+    return {str(number): leaf for number, leaf in enumerate(spi.leaves(ftw.take(x, i)))}
 
 
 def account_taken(got: Mapping[str, Array], x: Any, i: Array) -> dict[str, Expect]:
     """Take them one by one."""
-    return {str(k): exactly(np.stack([leaf[j] for j in i])) for k, leaf in enumerate(_array.leaves(x))}
+    return {str(k): exactly(np.stack([leaf[j] for j in i])) for k, leaf in enumerate(spi.leaves(x))}
 
 
 def cases() -> list[Case]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 import ftw
-from ftw import _array
+from ftw import spi
 from ftw.constraints import project
 from ftw.guard import signal
 from ftw.inner_products import squared_norms
@@ -43,9 +43,9 @@ def scored(x: Any, g: Any, p: Any) -> Any:
 
 def combined(x: Any) -> Any:
     """Return four samples combined: the first function that sees a record."""
-    first = _array.leaves(x)[0]
-    xp = _array.namespace(first)
-    return api.combine(x, xp.ones(4, dtype=xp.float64, device=_array.device(first)))
+    first = spi.leaves(x)[0]
+    xp = spi.namespace(first)
+    return api.combine(x, xp.ones(4, dtype=xp.float64, device=spi.device(first)))
 
 
 def records() -> list[Refusal]:

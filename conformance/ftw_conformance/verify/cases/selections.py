@@ -11,7 +11,7 @@ import ftw_reference as ref
 import numpy as np
 
 import ftw
-from ftw import _array
+from ftw import spi
 from ftw_conformance.verify.table import Case, Expect, exactly, rounded, summed
 
 from . import explicit, models
@@ -209,8 +209,8 @@ def leaning(record: Any, g: Array, amount: float, rng: Any) -> Any:
 def few(scores: Any, gram: Any, k: int) -> Any:
     """Keep k by score, of which the first two passed."""
     chosen = ftw.filters.top_k(scores, k)
-    xp = _array.namespace(scores)
-    return ftw.Filtered(chosen.indices, xp.asarray(2, dtype=xp.int32, device=_array.device(scores)))
+    xp = spi.namespace(scores)
+    return ftw.Filtered(chosen.indices, xp.asarray(2, dtype=xp.int32, device=spi.device(scores)))
 
 
 def none(scores: Any, gram: Any, k: int) -> Any:
@@ -221,10 +221,10 @@ def none(scores: Any, gram: Any, k: int) -> Any:
 
 def backwards(scores: Any, gram: Any, k: int) -> Any:
     """Let the two worst pass, and keep the best besides."""
-    xp = _array.namespace(scores)
+    xp = spi.namespace(scores)
     order = xp.argsort(scores, stable=True)
     indices = xp.concat([order[:2], order[2 - k :]])
-    return ftw.Filtered(indices, xp.asarray(2, dtype=xp.int32, device=_array.device(scores)))
+    return ftw.Filtered(indices, xp.asarray(2, dtype=xp.int32, device=spi.device(scores)))
 
 
 def stubborn(gram: Any, linear: Any, constraint: Any, **options: Any) -> Any:

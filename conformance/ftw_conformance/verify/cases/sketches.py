@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 import ftw
-from ftw import _array
+from ftw import spi
 from ftw_conformance.verify.table import Case, Expect, exactly, most, rounded, summed
 
 from . import explicit, models
@@ -24,7 +24,7 @@ def sketched(size: int, seed: int, max_bytes: int = 2**28) -> Callable[..., dict
     """Return a call of count_sketch, and what is estimated from it."""
 
     def call(x: Any, g: Any, p: Any) -> dict[str, Any]:
-        xp = _array.namespace(*_array.leaves(x))
+        xp = spi.namespace(*spi.leaves(x))
         target = {name: ftw.Dense(xp.expand_dims(t, axis=0)) for name, t in g.items()}
         s = ftw.sketch.count_sketch(x, p, size, seed=seed, max_bytes=max_bytes)
         t = ftw.sketch.count_sketch(target, p, size, seed=seed)
@@ -70,7 +70,7 @@ def averaged(size: int) -> Callable[..., dict[str, Any]]:
     """Return a call that averages over seeds: the estimate has no bias, and its spread is what is stated."""
 
     def call(x: Any, g: Any, p: Any) -> dict[str, Any]:
-        xp = _array.namespace(*_array.leaves(x))
+        xp = spi.namespace(*spi.leaves(x))
         grams = xp.stack([ftw.sketch.gram(ftw.sketch.count_sketch(x, p, size, seed=seed)) for seed in range(SEEDS)])
         return {"mean": xp.mean(grams, axis=0), "spread": xp.mean(xp.std(grams, axis=0) ** 2)}
 
@@ -105,7 +105,7 @@ def walked(size: int, seed: int) -> Callable[..., dict[str, Any]]:
         one = ftw.sketch.count_sketch(ftw.take(x, first), p, size, seed=seed)
         other = ftw.sketch.count_sketch(ftw.take(x, first), p, size, seed=seed + 1)
         turned = ftw.sketch.count_sketch(dict(reversed(x.items())), p, size, seed=seed)
-        xp = _array.namespace(whole)
+        xp = spi.namespace(whole)
         return {
             "parts": parts - whole,
             "order of names": turned - whole,

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import ftw
-from ftw import _array
-from ftw.optimizers._update import correction, inverse_root
+from ftw import spi
+from ftw.spi import correction, inverse_root
 from ftw_conformance.verify.table import Case, Expect, rounded
 
 from .models import orthonormal
@@ -208,7 +208,7 @@ def corrected(beta: float) -> Callable[..., dict[str, Any]]:
 
 def rooted(v: Any, start: Any) -> dict[str, Any]:
     """Return the response of the inverse root of v where it is not known whether there is a v yet."""
-    xp = _array.namespace(v)
+    xp = spi.namespace(v)
     operator = inverse_root(xp, v, 0.3, 0.1, 0.5, start=start, at_start=7.0)
     return {"response": operator.apply(xp.ones_like(v))}
 

@@ -10,7 +10,7 @@ import ftw_reference as ref
 import numpy as np
 
 import ftw
-from ftw import _array
+from ftw import spi
 from ftw.constraints import as_limits
 from ftw.qp.gradient import accelerated
 from ftw.qp.problem import balance, certificate, scaled_problem
@@ -271,7 +271,7 @@ def gradient_method(check_every: int) -> Callable[..., dict[str, Any]]:
     """Return a call of the first-order engine on its own."""
 
     def call(K: Any, c: Any, constraint: Any) -> dict[str, Any]:
-        xp = _array.namespace(K, c)
+        xp = spi.namespace(K, c)
         limits = as_limits(xp, constraint, c)
         p = scaled_problem(xp, K, c, limits, 0.0)
         z, steps = accelerated(xp, p, xp.zeros_like(c), 1e-9, 20000, check_every=check_every)

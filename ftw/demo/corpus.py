@@ -81,7 +81,7 @@ def load(
     length : int
         Bytes in a sample. A model that predicts the next byte sees ``length - 1`` of them.
     rest, domain : mapping of label to bytes, optional
-        A user's own text (`ftw._demo.text_files`); None takes the built-in one.
+        A user's own text (`ftw.demo.text_files`); None takes the built-in one.
 
     Raises
     ------
