@@ -9,6 +9,7 @@ from collections import Counter
 import pytest
 
 from ftw.demo import corpus as corpora
+from ftw.demo import text_files
 from ftw.demo.corpus import COPIED, LABELS, SHUFFLED, WINDOW, Stream, load
 from ftw.demo.text_files import TextError, read_files
 
