@@ -196,7 +196,9 @@ def _shares(xp: Any, shares: SourceShares, total: Any, like: Any) -> tuple[Any, 
         numbers = xp.broadcast_to(numbers, like.shape)  # (..., n)
     except (ValueError, RuntimeError) as error:
         raise ValueError(f"{what}: shape {tuple(sources.shape)} does not broadcast to {tuple(like.shape)}") from error
-    member = numbers[..., None, :] == xp.arange(m + 1, dtype=numbers.dtype, device=place)[:, None]  # (..., m + 1, n)
+    numbers = numbers[..., None, :]  # (..., 1, n)
+    line = xp.arange(m + 1, dtype=numbers.dtype, device=place)[:, None]  # (m + 1, 1)
+    member = numbers == _array.over(line, numbers)  # (..., m + 1, n)
     rest = xp.zeros_like(total)[..., None]  # (..., 1)
     low = share_bounds(xp, "SourceShares.lower", shares.lower, 0.0, m, like)  # (..., m)
     high = share_bounds(xp, "SourceShares.upper", shares.upper, float("inf"), m, like)

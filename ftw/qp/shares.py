@@ -243,7 +243,8 @@ def _newton(xp: Any, p: Problem, s: Sources, g: Guess) -> tuple[Any, Any, Any, A
     # a source that must have weight needs a free sample, the cheapest; and so does the set as a whole
     prices = -right / p.normal
     gains = xp.where(s.inside & s.alive[..., None, :], -prices[..., None, :], -xp.inf)  # (..., m + 1, n)
-    first = xp.arange(n, device=_array.device(g.z)) == xp.argmax(gains, axis=-1)[..., None]  # (..., m + 1, n)
+    best = xp.argmax(gains, axis=-1)[..., None]  # (..., m + 1, 1)
+    first = _array.over(xp.arange(n, device=_array.device(g.z)), best) == best  # (..., m + 1, n)
     has = xp.any(s.inside & g.free[..., None, :], axis=-1)  # (..., m + 1)
     needy = ~has & xp.any(s.inside & s.alive[..., None, :], axis=-1) & ((p.limits.low > 0) | (g.held != 0))
     free = g.free | xp.any(first & needy[..., None], axis=-2)

@@ -79,7 +79,7 @@ def account_with(options: dict[str, Any], kind: Any = None, *, given: bool = Fal
             return out
         w, condition = s["weights"], s["condition"]
         out["weights"] = Expect(w, "solved", max(float(np.max(np.abs(w))), 1e-300), condition)
-        out["match"] = Expect(s["match"], "solved", 1.0, condition)
+        out["match"] = Expect(np.clip(s["match"], -1.0, 1.0), "solved", 1.0, condition)
         out["effective_size"] = Expect(s["effective_size"], "solved", None, condition)
         out["predicted_decrease"] = Expect(s["predicted_decrease"], "solved", s["size"], condition)
         return out
