@@ -230,7 +230,8 @@ def times(xp: Any, factor: Any, side: Any) -> Any:
 def one_hot(xp: Any, indices: Any, size: int, dtype: Any) -> Any:
     """Return ones (..., size) where the row numbers ``indices`` (...) point, zeros elsewhere."""
     numbers = _array.integers(indices)[..., None]  # (..., 1)
-    return xp.astype(numbers == xp.arange(size, dtype=numbers.dtype, device=_array.device(numbers)), dtype)
+    line = xp.arange(size, dtype=numbers.dtype, device=_array.device(numbers))  # (size,)
+    return xp.astype(numbers == _array.over(line, numbers), dtype)
 
 
 def check_size(kind: str, name: str, what: str, size: Any) -> None:

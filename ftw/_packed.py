@@ -335,7 +335,7 @@ def _chunked(xp: Any, samples: Any, n: int, chunks: int, length: int) -> tuple[A
     owners = xp.clip(_array.integers(xp.searchsorted(ends, line, side="right")), max=n - 1)  # (chunks,)
     first = xp.concat([xp.zeros_like(ends[:1]), ends[:-1]])  # (n,) first chunk of each sample
     begin = xp.take(starts, owners) + (line - xp.take(first, owners)) * length  # (chunks,)
-    places = begin[:, None] + xp.arange(length, dtype=numbers.dtype, device=d)  # (chunks, length)
+    places = begin[:, None] + xp.arange(length, dtype=numbers.dtype, device=d)[None, :]  # (chunks, length)
     inside = places < xp.take(starts, owners + 1)[:, None]
     tokens = xp.take(order, xp.reshape(xp.where(inside, places, 0), (-1,)))  # (chunks * length,)
     return xp.where(xp.reshape(inside, (-1,)), tokens, t), owners, wrong
