@@ -209,11 +209,12 @@ def integers(x: Any) -> Any:
     """
     if not compat.is_array_api_obj(x):
         return x
-    xp = namespace(x)
-    if not xp.isdtype(x.dtype, "integral"):
-        return x
+    array: Any = x
+    xp = namespace(array)
+    if not xp.isdtype(array.dtype, "integral"):
+        return array
     default = xp.__array_namespace_info__().default_dtypes()["integral"]
-    return x if x.dtype == default else xp.astype(x, default)
+    return array if array.dtype == default else xp.astype(array, default)
 
 
 def over(x: Any, like: Any) -> Any:

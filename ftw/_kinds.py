@@ -42,9 +42,10 @@ def require(x: Any, what: str) -> None:
     if remedy:
         home = kind.__module__.partition(".")[0] + "."
         raise TypeError(f"{what} is a {'' if home == 'builtins.' else home}{kind.__name__}; {remedy}")
-    cure = _cure(str(x.dtype), compat.is_numpy_array(x))
+    dtype: Any = getattr(x, "dtype", None)
+    cure = _cure(str(dtype), compat.is_numpy_array(x))
     if cure:
-        raise TypeError(f"{what} is of dtype {x.dtype}; {cure}")
+        raise TypeError(f"{what} is of dtype {dtype}; {cure}")
     if compat.is_numpy_array(x):
         _fine.add((kind, x.dtype))
 

@@ -52,7 +52,8 @@ def check_options(
         if isinstance(grouped, (quotas.Quota, SourceShares)):
             xp = _array.namespace(*_array.leaves(grouped), what=f"{what}: {name}")
             quotas.checked_sources(xp, grouped.sources, n, what=f"{what}: {type(grouped).__name__}.sources")
-            quotas.length(*grouped._fields[1:3], grouped[1], grouped[2], what=f"{what}: {type(grouped).__name__}")
+            low, high = grouped._fields[1:3]
+            quotas.length(low, high, grouped[1], grouped[2], what=f"{what}: {type(grouped).__name__}")
     for name in () if isinstance(constraint, SourceShares) else ("cap", "lower", "upper"):
         shape = tuple(getattr(getattr(constraint, name, None), "shape", ()))
         if shape not in ((), (n,)):

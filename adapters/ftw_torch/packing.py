@@ -211,15 +211,14 @@ def documents(batch: Any) -> Tensor:
         )
     starts = starts.clone()
     mask = batch.get("attention_mask")
-    masked = mask is not None and tuple(mask.shape) == tuple(starts.shape)
-    if masked:
-        real = mask.bool()
+    real = mask.bool() if mask is not None and tuple(mask.shape) == tuple(starts.shape) else None
+    if real is not None:
         starts |= real & ~torch.nn.functional.pad(real, (1, 0))[:, :-1]  # after padding a document begins
         starts &= real
     else:
         starts[:, 0] = True
     numbers = starts.reshape(-1).cumsum(0).reshape(starts.shape) - 1
-    return torch.where(mask.bool(), numbers, -1) if masked else numbers
+    return numbers if real is None else torch.where(real, numbers, -1)
 
 
 def _matrix(x: Tensor, name: str, shape: tuple[int, ...] | None) -> Tensor:

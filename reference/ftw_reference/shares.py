@@ -230,7 +230,8 @@ def active_set(H: Array, c: Array, box: Shares, flat: float = 1e-14) -> tuple[Ar
         at = np.zeros(m)
         at[sums_held] = prices[-len(sums_held) :] if len(sums_held) else 0.0
         level = 0.0 if total_follows else prices[0]
-        worst, leave = 1.0, None  # type: float, tuple[str, int] | None
+        worst: float = 1.0
+        leave: tuple[str, int] | None = None
         if total_follows:  # the total's multiplier may be any that suits the sources that are held
             ends = [at[s] for s in sums_held if held[s] > 0 and not pinned[s]]
             tops = [at[s] for s in sums_held if held[s] < 0 and not pinned[s]]

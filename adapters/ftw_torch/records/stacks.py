@@ -57,27 +57,35 @@ class Held(Protocol):
 
     def mean(self, *, lengths: bool) -> dict[str, Tensor]:
         """Return g_T of each parameter; with ``lengths`` keep what `lengths` will need."""
+        ...
 
     def respond(self, operators: Mapping[str, Operator]) -> None:
         """Take in P."""
+        ...
 
     def scores(self, other: Mapping[str, Tensor] | None = None) -> Tensor:
         """Return ``<g_i, P g_T>`` (n,), or ``<g_i, P other>``."""
+        ...
 
     def square(self) -> Tensor:
         """Return ``<g_T, P g_T>`` ()."""
+        ...
 
     def lengths(self, operators: Mapping[str, Operator] | None = None) -> Tensor:
         """Return ``<g_Tj, P g_Tj>`` (m,), for the step's P or another."""
+        ...
 
     def gram(self, indices: Tensor) -> Tensor:
         """Return ``<g_i, P g_j>`` (s, s)."""
+        ...
 
     def combine(self, selected: Selected) -> dict[str, Tensor]:
         """Return ``sum_i w_i g_i`` of each parameter."""
+        ...
 
     def length(self, update: Mapping[str, Tensor]) -> Tensor:
         """Return ``<u, P u>`` () of what `combine` returned last."""
+        ...
 
 
 def elementwise(operators: Sequence[Operator], like: Tensor) -> Tensor:

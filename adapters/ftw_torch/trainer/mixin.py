@@ -223,6 +223,7 @@ class FilterThenWeightMixin(_Base):
         selector = self._ftw_prepared(model)
         watched = self._ftw_watched(selector.model, step)
         self._ftw_shared = False
+        autocast: Any = self.accelerator.autocast
         selection, shared = backward(
             selector,
             ranks,
@@ -231,7 +232,7 @@ class FilterThenWeightMixin(_Base):
             keep=sum(map(self._ftw_kept, ranks.sizes)),
             steps=steps,
             policy=self._ftw_policy,
-            autocast=self.accelerator.autocast,
+            autocast=autocast,
             shared=lambda: self._ftw_shared_term if self._ftw_shared else None,
         )
         for logs, args, kwargs in self._ftw_notes.write(self, ranks.sum):

@@ -142,7 +142,7 @@ def _datasets_rows(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     if file.suffix.lower() not in kind:
         raise TrialError(f"{file}: unknown suffix {file.suffix!r}; {known}, .parquet, .arrow")
     try:
-        found = datasets.load_dataset(kind[file.suffix.lower()], data_files=str(file), split="train")
+        found: Any = datasets.load_dataset(kind[file.suffix.lower()], data_files=str(file), split="train")
     except Exception as error:  # whatever the file's format raises
         raise TrialError(f"{file}: cannot be read: {error}") from None
     yield from enumerate(found, 1)

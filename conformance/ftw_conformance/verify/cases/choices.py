@@ -63,7 +63,7 @@ def cut(k: int, quantile: float | None) -> Callable[..., dict[str, Any]]:
     """Return a call of the threshold, by an array or by a quantile."""
 
     def call(b: Any, *value: Any) -> dict[str, Any]:
-        limit = {"quantile": quantile} if quantile is not None else {"value": value[0]}
+        limit: dict[str, Any] = {"quantile": quantile} if quantile is not None else {"value": value[0]}
         return dict(ftw.filters.threshold(b, k, **limit)._asdict())
 
     return call
