@@ -50,7 +50,7 @@ class Options:
     quota: Quota | None = None
     fill: Fill = "raise"
     explain: bool = False
-    capture: CaptureName = "learned"
+    capture: CaptureName = "discover"
 
     def __post_init__(self) -> None:
         """Raise what is wrong with the options, by name."""

@@ -119,8 +119,8 @@ class FilterThenWeight:
         Whether bounds on sources that cannot be obeyed raise, or give way; ``selection.relaxed`` counts those.
     explain : bool
         Whether the selection has ``reasons``, one a candidate.
-    capture : {"learned", "discover"}
-        Whether layers are discovered at each step, or learned at the first: a model whose trained parameters all
+    capture : {"discover", "learned"}
+        Whether layers are discovered at each step, or (experimental) learned at the first: a model whose trained parameters all
         belong to linear layers, embeddings and norms, and whose layers cost less than their calls, then makes one
         pass over pool and target by module hooks. Each step is checked against the graph of autograd; one that is not
         as it was learned goes by discovery.
@@ -170,7 +170,7 @@ class FilterThenWeight:
         quota: Quota | None = None,
         fill: Fill = "raise",
         explain: bool = False,
-        capture: CaptureName = "learned",
+        capture: CaptureName = "discover",
     ) -> None:
         check_parts(model, per_sample_loss)
         if scaler is not None and not hasattr(scaler, "scale"):

@@ -195,7 +195,9 @@ def test_there_are_many_errors_and_none_is_stale(tmp_path):
     assert not stale
 
 
-@pytest.mark.parametrize("what", ["a sign in combine", "repeated rows keep one", "the quantile from the other end"])
+@pytest.mark.parametrize(
+    "what", ["a sign in combine", pytest.param("the quantile from the other end", marks=pytest.mark.slow)]
+)
 def test_an_error_is_caught(what):
     (mutation,) = (m for m in MUTATIONS if m.what == what)
     assert mutate.try_one(mutation).verdict == "caught"

@@ -58,7 +58,7 @@ def tokens(n, t=7):
 
 def make(model, optimizer=None, loss=models.lm_loss, **options):
     optimizer = optimizer or torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
-    return FilterThenWeight(model, optimizer, loss, **{"keep": 3, "guard": 0.0, **options})
+    return FilterThenWeight(model, optimizer, loss, **{"keep": 3, "guard": 0.0, "capture": "learned", **options})
 
 
 def one(batch, i):

@@ -180,7 +180,6 @@ def _jax(name: str, device: str) -> Backend:
     jax = importlib.import_module("jax")
     jax.config.update("jax_enable_x64", True)
     jax.config.update("jax_default_matmul_precision", "highest")
-    jax.config.update("jax_numpy_rank_promotion", "raise")
     try:
         place = jax.devices(device)[0]
     except RuntimeError as error:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import importlib
 import re
 import time
 import warnings
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -105,8 +107,16 @@ def _call(case: Case | Refusal, backend: Backend, held: Any) -> Any:
     if key not in _compiled:
         _compiled[key] = backend.wrap(case.call)
         _alive.append(case.call)
-    with np.errstate(all="raise"):  # as a user may have it: no call depends on NumPy's error state
+    with np.errstate(all="raise"), _strict(backend):  # as a user may have them: no call depends on them
         return _compiled[key](*held)
+
+
+def _strict(backend: Backend) -> AbstractContextManager[Any]:
+    """Return the block in which JAX refuses to add axes by itself."""
+    if backend.name not in ("jax", "jit"):
+        return nullcontext()
+    context: AbstractContextManager[Any] = importlib.import_module("jax").numpy_rank_promotion("raise")
+    return context
 
 
 def _refused(case: Refusal, backend: Backend, dtype: str) -> Result:
