@@ -120,10 +120,10 @@ class FilterThenWeight:
     explain : bool
         Whether the selection has ``reasons``, one a candidate.
     capture : {"discover", "learned"}
-        Whether layers are discovered at each step, or (experimental) learned at the first: a model whose trained parameters all
-        belong to linear layers, embeddings and norms, and whose layers cost less than their calls, then makes one
-        pass over pool and target by module hooks. Each step is checked against the graph of autograd; one that is not
-        as it was learned goes by discovery.
+        Whether layers are discovered at each step, or (experimental) learned at the first: a model whose trained
+        parameters all belong to linear layers, embeddings and norms, and whose layers cost less than their calls, then
+        makes one pass over pool and target by module hooks. Each step is checked against the graph of autograd; one
+        that is not as it was learned goes by discovery.
 
     Notes
     -----
