@@ -143,6 +143,18 @@ def test_both_routes_agree(optimizer, way, lengths, tied):
     torch.testing.assert_close(update, expected, rtol=1e-10, atol=1e-12)
 
 
+def test_a_share_of_the_target_goes_by_discovery():
+    model, pool, target = net(), tokens(8), tokens(4)
+    selector = make(model, train_on_target=0.3)
+    selection = selector.backward(pool, target)
+    weighted = (models.lm_loss(model, pool[selection.indices]) * selection.weights).sum()
+    blended = 0.7 * weighted + 0.3 * models.lm_loss(model, target).mean()
+    named = dict(model.named_parameters())
+    for (name, p), g in zip(named.items(), torch.autograd.grad(blended, list(named.values()), allow_unused=True), strict=True):
+        torch.testing.assert_close(p.grad, g, rtol=1e-10, atol=1e-12, msg=name)
+    assert steps(selector) == 0
+
+
 @pytest.mark.parametrize("norm", [nn.LayerNorm, nn.RMSNorm])
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("t", [1, 7])
