@@ -4,6 +4,7 @@ import pytest
 from backends import BACKENDS, Backend
 
 # JAX compiles every operation of an eager call, or the whole call: minutes for the largest tables.
+HEAVY_JIT = ("test_units", "test_shares")
 HEAVY = ("test_packed", "test_integers", "test_units", "test_quotas", "test_reasons", "test_shares", "test_wear")
 
 
@@ -13,9 +14,9 @@ def xp(request: pytest.FixtureRequest) -> Backend:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave the heaviest files under eager JAX to ``make test-slow``; jit stays."""
+    """Leave the heaviest files under JAX to ``make test-slow``; of most of them jit stays."""
     for item in items:
         callspec = getattr(item, "callspec", None)
         backend = None if callspec is None else callspec.params.get("xp")
-        if backend == "jax" and item.path.stem in HEAVY:
+        if (backend == "jax" and item.path.stem in HEAVY) or (backend == "jit" and item.path.stem in HEAVY_JIT):
             item.add_marker(pytest.mark.slow)
