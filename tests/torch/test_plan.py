@@ -150,7 +150,9 @@ def test_a_share_of_the_target_goes_by_discovery():
     weighted = (models.lm_loss(model, pool[selection.indices]) * selection.weights).sum()
     blended = 0.7 * weighted + 0.3 * models.lm_loss(model, target).mean()
     named = dict(model.named_parameters())
-    for (name, p), g in zip(named.items(), torch.autograd.grad(blended, list(named.values()), allow_unused=True), strict=True):
+    for (name, p), g in zip(
+        named.items(), torch.autograd.grad(blended, list(named.values()), allow_unused=True), strict=True
+    ):
         torch.testing.assert_close(p.grad, g, rtol=1e-10, atol=1e-12, msg=name)
     assert steps(selector) == 0
 
