@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from . import _array, _kinds, _loops, _units, filters, quotas, wear
+from . import _array, _kinds, _loops, _units, filters, quotas
 from . import guard as guard_
 from ._array import Array
 from ._options import NO_GRAM, check_options
@@ -125,7 +125,6 @@ def choose(
     quota: Quota | None = None,
     fill: str = "raise",
     explain: bool = False,
-    uses: Any = 0.0,
 ) -> Selection:
     """Choose and weigh by inner products alone: `filter_then_weight` without gradients.
 
@@ -135,7 +134,7 @@ def choose(
         ``<g_i, P g_T>``.
     products : Products
         The other inner products; arrays of the namespace, dtype and device of the scores.
-    keep, filter, weight, constraint, ridge, shortlist, solver, guard, quota, fill, explain, uses
+    keep, filter, weight, constraint, ridge, shortlist, solver, guard, quota, fill, explain
         As in `filter_then_weight`.
     targets : int
         Number m of target samples behind ``products.samples``.
@@ -144,7 +143,6 @@ def choose(
     bounds = quota, constraint if isinstance(constraint, SourceShares) else None
     xp, n = _array.namespace(scores, *_array.leaves(bounds), what="choose"), scores.shape[0]
     go_on = check_options(n, keep, filter, weight, constraint, ridge, shortlist, guard, quota, fill)
-    wear.check_uses(uses)
     solver = solver or solve_qp
     wanted = _places(xp, scores, keep, quota, bounds[1])
     within = None if wanted is None else quotas.attainable(xp, wanted)
@@ -165,8 +163,6 @@ def choose(
         sound = xp.isfinite(xp.linalg.diagonal(every))
         intact = intact & xp.all(xp.isfinite(every))
         every = _finite(xp, every)
-        if not (isinstance(uses, (int, float)) and uses == 0):
-            ridge = wear.ridge(ridge, uses, every)
     picked = _run_filter(
         xp, filter, safe, every, keep, ridge, solver, None if within is None else quotas.some(xp, within, short)
     )

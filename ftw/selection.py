@@ -52,7 +52,6 @@ def filter_then_weight(
     quota: Quota | None = None,
     fill: str = "raise",
     explain: bool = False,
-    uses: Any = 0.0,
 ) -> Selection:
     """Choose ``keep`` of n candidates, and weights for them, so that their update matches the target's.
 
@@ -95,9 +94,6 @@ def filter_then_weight(
         what they ask for counted in ``relaxed``.
     explain : bool
         Whether the selection has ``reasons``.
-    uses : float or 0-d array
-        How often each target sample was matched before, in the mean. Where the filter forms a Gram matrix the ridge
-        grows with it as far as candidates share little of their gradients (``ftw/wear.py``).
 
     Returns
     -------
@@ -174,7 +170,6 @@ def filter_then_weight(
         quota=quota,
         fill=fill,
         explain=explain,
-        uses=uses,
     )
     if not _units.is_one(unit):
         back = [_units.times(xp, _units.times(xp, x, 1 / unit), 1 / unit) for x in (b, selection.predicted_decrease)]

@@ -14,7 +14,7 @@ Geometry
     `correction`, the bias correction of a running mean; `Gains`, slopes of an operator's spectrum; `Record`,
     `Operator`, `Constraint` and `Filter`, the unions of types; `matrix_shape`, a parameter as a matrix.
 Watching a run
-    `GuardWatch` and `SplitWatch`, numbers in, warnings out; `Uses`, how often the target samples were matched.
+    `GuardWatch` and `SplitWatch`, numbers in, warnings out.
 """
 
 from ._array import cast, device, leaves, namespace, pick, scalar_like
@@ -28,7 +28,6 @@ from .inner_products import squared_norms
 from .optimizers._update import correction, inverse_root
 from .split_watch import SplitWatch
 from .unfilled import unfilled
-from .uses import Uses
 
 __all__ = [
     "Constraint",
@@ -39,7 +38,6 @@ __all__ = [
     "Products",
     "Record",
     "SplitWatch",
-    "Uses",
     "cast",
     "check_options",
     "choose",

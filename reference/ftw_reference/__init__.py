@@ -27,7 +27,6 @@ from . import (
     shares,
     similarity,
     step,
-    wear,
 )
 from ._jit import COMPILED
 from .filters import Filtered, boltzmann, greedy_utility, matching, threshold, top_k
@@ -78,5 +77,4 @@ __all__ = [
     "step",
     "threshold",
     "top_k",
-    "wear",
 ]

@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import filters, quotas, shares, similarity, wear
+from . import filters, quotas, shares, similarity
 from .filters import Filtered
 from .guard import doubt, shrinkage
 from .projections import Bounds, NonNegative, Simplex, bounds, check_bounds, project_onto
@@ -79,7 +79,6 @@ def filter_then_weight(
     guard: float = 0.3,
     quota: Any = None,
     fill: str = "raise",
-    uses: float = 0.0,
 ) -> Selection:
     """Choose ``keep`` of n candidates and weigh them.
 
@@ -112,8 +111,6 @@ def filter_then_weight(
         How many of each source are kept, in the filter and, in proportion, on the shortlist.
     fill : {"raise", "relax"}
         Whether a quota that cannot be filled ends as INFEASIBLE, or gives the nearest choice.
-    uses : float
-        How often each target sample was matched before; with a filter that looks at the Gram matrix the ridge grows.
 
     Returns
     -------
@@ -135,8 +132,6 @@ def filter_then_weight(
         raise ValueError(f"weight is {weight!r}: give 'qp' or 'uniform'")
     if ridge < 0:
         raise ValueError(f"ridge is {ridge}: give a number >= 0")
-    if not 0.0 <= uses < math.inf:
-        raise ValueError(f"uses is {uses}: give a finite number >= 0")
     if not 0.0 <= guard <= 1.0:
         raise ValueError(f"guard is {guard}: give a number between 0 and 1")
     constraint = Simplex(1.0) if constraint is None else constraint
@@ -168,8 +163,6 @@ def filter_then_weight(
     judges = short if filter != "top_k" else None  # where the filter needs no Gram matrix nobody is asked
     pull, a, ratio = guarded_scores(b, K, G, t, P, samples, guard, judges)  # (n,)
     near = None if near is None else near._replace(sources=near.sources[short])
-    if judges is not None:
-        ridge = wear.ridge(ridge, uses, K[np.ix_(short, short)])
     chosen = run_filter(filter, pull[short], K[np.ix_(short, short)], keep, ridge, near)
     picks = short[chosen.indices]  # (keep,)
     if by_source:

@@ -14,7 +14,7 @@ from ftw.gradients import OuterProduct
 pytest.importorskip("sklearn")
 pytest.importorskip("scipy")
 pytest.importorskip("tqdm")
-from ftw_conformance.efficacy import ablations, baselines, command, cost, learner, page, runs, scenarios, table
+from ftw_conformance.efficacy import ablations, baselines, command, cost, learner, page, runs, scenarios, table, wear
 from ftw_conformance.efficacy import statistics as stats
 from ftw_conformance.efficacy.step import Step
 from ftw_conformance.efficacy.tasks_digits import Digits
@@ -246,3 +246,20 @@ def test_missing_files_are_named(tmp_path, capsys):
     given = ["--pool", str(tmp_path / "none"), "--target", str(tmp_path / "none"), "--jobs", "1", "--quick"]
     assert command.main([*given, "--runs", str(tmp_path / "runs")]) == 1
     assert "none" in capsys.readouterr().err
+
+
+def test_the_ablation_by_use_enlarges_the_ridge_where_candidates_share_little():
+    rng = np.random.default_rng(4)
+    G = rng.normal(size=(8, 60)) + 0.6 * rng.normal(size=60)
+    U, explained = G / np.linalg.norm(G, axis=1, keepdims=True), []
+    for i in range(8):  # a ridge regression of each unit gradient on the others
+        others = np.delete(U, i, axis=0)  # (7, 60)
+        rows = np.concatenate([others.T, np.sqrt(0.05) * np.eye(7)])
+        a = np.linalg.lstsq(rows, np.concatenate([U[i], np.zeros(7)]), rcond=None)[0]
+        explained.append((1 - np.sum((U[i] - others.T @ a) ** 2) - 0.05 * a @ a) / 1.05)
+    assert_allclose(wear.shared(G @ G.T), np.median(explained), rtol=1e-10)
+    apart, alike = rng.normal(size=(6, 5000)), rng.normal(size=(6, 50)) + 5 * rng.normal(size=50)
+    assert_allclose(wear.ridge(0.05, 7.0, apart @ apart.T), 0.05 * 8)
+    assert_allclose(wear.ridge(0.05, 7.0, alike @ alike.T), 0.05)
+    uses = wear.Uses()
+    assert [uses.note(keys) for keys in ([], ["a", "b"], ["a", "c"], ["a", "a"])] == [0, 0, 0.5, 2]

@@ -5,7 +5,7 @@ from backends import BACKENDS, Backend
 
 # JAX compiles every operation of an eager call, or the whole call: minutes for the largest tables.
 HEAVY_JIT = ("test_units", "test_shares")
-HEAVY = ("test_packed", "test_integers", "test_units", "test_quotas", "test_reasons", "test_shares", "test_wear")
+HEAVY = ("test_packed", "test_integers", "test_units", "test_quotas", "test_reasons", "test_shares")
 
 
 @pytest.fixture(params=list(BACKENDS))

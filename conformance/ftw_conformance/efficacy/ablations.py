@@ -12,7 +12,7 @@ capped weights         no weight above 2/k
 all on the Gram        no shortlist
 shortlist of N/4       half as long as the default's
 without guard          guard 0
-ridge by use           a ridge that grows with how often the target samples were matched (``ftw/wear.py``)
+ridge by use           a ridge that grows with how often the target samples were matched (`wear`)
 ridge of 8             ridge 8, close to top-k with weights
 James-Stein's factor   J in the place of the guard's doubt (with the pool's exact mean)
 reach alone            doubt by E alone: the target is out of the candidates' reach (likewise)
@@ -36,6 +36,7 @@ from .baselines import BASELINES, METHOD, NO_GUARD, Choice, Method, Passes, matc
 from .learner import Array
 from .rivals import RIVALS
 from .step import DAMPING, Step
+from .wear import ridge
 
 __all__ = ["ABLATIONS", "METHODS"]
 
@@ -49,6 +50,13 @@ def _pool(step: Step) -> dict[str, ftw.geometry.Operator]:
 
 def _capped(step: Step) -> Choice:
     return matched(step, constraint=ftw.CappedSimplex(2 / step.keep), **USUAL)
+
+
+def _worn(step: Step) -> Choice:
+    b = ftw.scores(step.candidates, step.target, step.geometry)  # (N,)
+    short = np.argsort(-b, kind="stable")[: step.size // 2]  # (s,)
+    gram = ftw.gram(ftw.take(step.candidates, short), step.geometry)  # (s, s)
+    return matched(step, ridge=ridge(0.05, step.uses, gram), **USUAL)
 
 
 def _guarded(step: Step, judge: str) -> Choice:
@@ -88,7 +96,7 @@ ABLATIONS: dict[str, Method] = {
     "all on the Gram": Method(lambda s: matched(s, guard=0.3), Passes(3, 3, 1.0)),
     "shortlist of N/4": Method(lambda s: matched(s, guard=0.3, shortlist=0.25), Passes(3, 3, 0.25)),
     NO_GUARD: BASELINES[NO_GUARD],
-    "ridge by use": Method(lambda s: matched(s, uses=s.uses, **USUAL), PASSES),
+    "ridge by use": Method(_worn, PASSES),
     "ridge of 8": Method(lambda s: matched(s, ridge=8.0, **USUAL), PASSES),
     "James-Stein's factor": Method(lambda s: _guarded(s, "James-Stein"), PASSES),
     "reach alone": Method(lambda s: _guarded(s, "reach"), PASSES),

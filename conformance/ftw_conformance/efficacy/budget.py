@@ -13,8 +13,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ftw.spi import Uses
-
 from .ablations import METHODS
 from .baselines import WHOLE
 from .cost import flops, one_sample
@@ -22,6 +20,7 @@ from .learner import Adam
 from .rates import rate
 from .scenarios import Scenario
 from .step import Step
+from .wear import Uses
 
 __all__ = ["FIRST_SEED", "POINTS", "Job", "area", "run"]
 

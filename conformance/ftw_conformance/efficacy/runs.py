@@ -18,14 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from ftw.spi import Uses
-
 from .ablations import METHODS
 from .baselines import METHOD, RANDOM, WHOLE
 from .budget import FIRST_SEED, POINTS, Job, area
 from .budget import run as run_budgeted
 from .cost import flops
 from .step import Step
+from .wear import Uses
 
 __all__ = ["Job", "key", "read", "run", "run_all"]
 

@@ -12,9 +12,9 @@ import numpy as np
 import ftw
 from ftw.geometry import Operator
 from ftw.gradients import Record
-from ftw.spi import Uses
 
 from .learner import Array, Batches, Captured, Model, Optimizer, Task
+from .wear import Uses
 
 __all__ = ["DAMPING", "Choice", "Step", "solver"]
 
@@ -45,7 +45,7 @@ class Step:
         What arrived.
     rng : numpy.random.Generator
         For methods that draw.
-    seen : ftw.spi.Uses, optional
+    seen : ftw_conformance.efficacy.wear.Uses, optional
         Counts the target samples of a run.
     """
 

@@ -20,7 +20,6 @@ def every_case() -> list[Case | Refusal]:
         sketches,
         sources,
         updates,
-        wear,
         weights,
     )
 
@@ -36,7 +35,6 @@ def every_case() -> list[Case | Refusal]:
         plans,
         projections,
         sources,
-        wear,
     )
     table = [case for part in parts for case in part.cases()]
     names = [case.name for case in table]

@@ -330,8 +330,6 @@ def selections() -> list[Refusal]:
         "guard 1.5": ({"keep": 2, "guard": 1.5}, "guard"),
         "guard -0.1": ({"keep": 2, "guard": -0.1}, "guard"),
         "guard a word": ({"keep": 2, "guard": "on"}, "guard"),
-        "uses -1": ({"keep": 2, "uses": -1.0}, "uses"),
-        "uses not a number": ({"keep": 2, "uses": float("nan")}, "uses"),
         "shortlist 0": ({"keep": 2, "shortlist": 0}, "shortlist"),
         "shortlist 0.0": ({"keep": 2, "shortlist": 0.0}, "shortlist"),
         "shortlist 1.5": ({"keep": 2, "shortlist": 1.5}, "shortlist"),

@@ -106,7 +106,6 @@ def select(
     ridge: float = 0.05,
     shortlist: Any = None,
     guard: float = 0.3,
-    uses: float = 0.0,
     given: bool = False,
 ) -> dict[str, Any]:
     """Compose the stages as the contract has them, by the reference's parts."""
@@ -144,8 +143,6 @@ def select(
     base = {"scores": b, "shrinkage": a, "signal": ratio}
     if status == NOT_FINITE:
         return base | {"status": status, "indices": order[:keep], "count": keep}
-    if filter != "top_k":
-        ridge = ref.wear.ridge(ridge, uses, gram_seen)
     chosen = ref.step.run_filter(filter, pull[short], K[np.ix_(short, short)], keep, ridge)
     picks = short[chosen.indices]
     constraint = ref.Simplex(1.0) if constraint is None else constraint
@@ -265,10 +262,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "capped, NaN": {"keep": 4, "constraint": ftw.CappedSimplex(math.nan, 1.0)},
     "ridge 0": {"keep": 3, "ridge": 0.0},
     "ridge 2": {"keep": 4, "ridge": 2.0},
-    "worn": {"keep": 4, "uses": 7.0},
-    "worn, capped": {"keep": 4, "uses": 7.0, "constraint": ftw.CappedSimplex(0.3, 1.0)},
-    "worn, top_k": {"keep": 4, "uses": 7.0, "filter": "top_k"},
-    "worn, shortlist 6": {"keep": 3, "uses": 0.5, "shortlist": 6},
     "shortlist 6": {"keep": 3, "shortlist": 6},
     "shortlist 0.5": {"keep": 3, "shortlist": 0.5},
     "shortlist 0.41": {"keep": 3, "shortlist": 0.41},
