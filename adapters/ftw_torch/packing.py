@@ -176,7 +176,7 @@ def documents(batch: Any) -> Tensor:
     ----------
     batch : mapping of str to tensor
         With ``seq_idx`` (rows, T), or ``cu_seq_lens_q``, ``cu_seqlens_q`` or ``cu_seqlens`` (documents + 1,) for one
-        row, or ``position_ids`` (rows, T), which restart at 0 with each document. Where it has an ``attention_mask``
+        row, or ``position_ids`` (rows, T), which restart with each document. Where it has an ``attention_mask``
         (rows, T) too, tokens with 0 belong to no document.
 
     Returns
@@ -203,7 +203,8 @@ def documents(batch: Any) -> Tensor:
         starts = torch.zeros(1, total, dtype=torch.bool, device=lengths.device)
         starts[0, lengths[:-1][lengths[:-1] < total].long()] = True
     elif "position_ids" in batch:
-        starts = _matrix(batch["position_ids"], "position_ids", shape) == 0
+        positions = _matrix(batch["position_ids"], "position_ids", shape)
+        starts = positions.diff(dim=1, prepend=positions[:, :1]) <= 0
     else:
         raise ValueError(
             "documents: the batch says nothing about its documents; it needs position_ids that restart at 0 with each, "

@@ -9,7 +9,6 @@ import ftw_torch
 import pytest
 import torch
 from ftw_torch import FilterThenWeight
-from ftw_torch.trainer.setup import refuse
 from trainers import (
     TARGET,
     TRAIN,
@@ -366,17 +365,6 @@ def test_options_are_checked(tmp_path):
         trainer(tmp_path, target={"a": TARGET, "b": TARGET})
     with pytest.raises(TypeError, match="target_dataset is a int"):
         trainer(tmp_path, target=3)
-
-
-def test_samples_laid_into_one_row_are_refused(tmp_path):
-    from transformers import DataCollatorWithFlattening
-
-    with pytest.raises(ValueError, match=r"all samples of a batch into one row.*packing_strategy='wrapped'"):
-        trainer(tmp_path, data_collator=DataCollatorWithFlattening())
-    made = trainer(tmp_path)
-    made.padding_free = True  # as TRL's SFTTrainer has it
-    with pytest.raises(ValueError, match="padding_free=False"):
-        refuse(made)
 
 
 def test_the_trainers_evaluation_data_stay_its_own(tmp_path):

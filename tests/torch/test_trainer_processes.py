@@ -84,3 +84,12 @@ def test_sharded_parameters_are_refused(tmp_path):
         with pytest.raises(ValueError, match=f"{name} shards parameters"):
             refuse(made)
         setattr(made, f"is_{name}_enabled", False)
+
+
+def test_rows_of_documents_are_refused(tmp_path, monkeypatch):
+    made = trainer(tmp_path)
+    made.padding_free = True  # as TRL's SFTTrainer has it
+    refuse(made)
+    monkeypatch.setattr(type(made.accelerator), "num_processes", 2)
+    with pytest.raises(ValueError, match=r"not shared by several processes yet: padding_free=False"):
+        refuse(made)

@@ -107,7 +107,7 @@ class Watched(FilterThenWeightTrainer):
         self.seen, self.found, self.items = [], [], []
 
     def training_step(self, model, inputs, num_items_in_batch=None):
-        self.seen.append({k: v.clone() for k, v in inputs.items()})
+        self.seen.append({k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in inputs.items()})
         self.items.append(num_items_in_batch)
         loss = super().training_step(model, inputs, num_items_in_batch)
         self.found.append(grads(self.accelerator.unwrap_model(model)))

@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["IGNORED", "LOSSES", "SampleLosses", "sample_losses", "token_counts"]
+from .documents import IGNORED, Documents, entries
+from .owners import Owners
 
-IGNORED = -100
+__all__ = ["LOSSES", "SampleLosses", "sample_losses", "token_counts"]
 
 LOSSES: dict[Callable[..., Any], str] = {  # the argument whose entries say how many losses there are
     F.cross_entropy: "target",
@@ -44,7 +45,7 @@ def _signature(function: Callable[..., Any]) -> inspect.Signature:
 
 
 def sample_losses(
-    function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], n: int, sizes: frozenset[int] | None
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], owners: Owners
 ) -> SampleLosses | Tensor | None:
     """Return a loss function's value and that of each of n samples.
 
@@ -52,11 +53,9 @@ def sample_losses(
     ----------
     function : a key of ``LOSSES``
     args, kwargs
-        Its own. The samples are the slowest axis of what it compares, (n, ...) or (n * k, ...).
-    n : int
-    sizes : frozenset of int, optional
-        How many entries a target may have for each sample. A number that is none of them says that entries were
-        left out, and which samples the others belong to is not known.
+        Its own.
+    owners : Owners
+        Whose the entries are that it compares.
 
     Returns
     -------
@@ -75,38 +74,49 @@ def sample_losses(
         return None
     target = named[LOSSES[function]]
     entries = target.numel() if isinstance(target, Tensor) else len(target)
-    if entries % n or (sizes is not None and function is not F.ctc_loss and entries // n not in sizes):
+    if entries != owners.n if function is F.ctc_loss else not owners.may_compare(entries):
         return None
     reduction = named["reduction"]
     x = named.get("input")
     if function not in (*_BY_CLASS, F.ctc_loss) and isinstance(x, Tensor) and not target.is_floating_point():
         named["target"] = target.to(x.dtype)  # integer ratings: their gradient needs one dtype
     named["reduction"] = "none"
-    each = function(*bound.args, **bound.kwargs)  # (n, ...), (n * k, ...) or, of one sample, ()
-    if each.numel() % n or (each.ndim and each.shape[0] % n):
+    each = function(*bound.args, **bound.kwargs)  # of the terms
+    if not owners.holds(each):
         return None
     if reduction == "none":
         return each  # type: ignore[no-any-return]
-    per = each.reshape(n, -1)  # (n, k)
     if reduction == "sum":
-        return SampleLosses(each.sum(), per.sum(1), None)
+        return SampleLosses(each.sum(), owners.sums(each), None)
     if function is F.ctc_loss:
         rows = each / torch.as_tensor(target, device=each.device).clamp(min=1)
         return SampleLosses(rows.mean(), rows, None)
     if function is F.kl_div and reduction == "batchmean":
-        first = max(1, x.shape[0] // n) if isinstance(x, Tensor) else 1
-        rows = per.sum(1) / first
+        if not owners.in_rows:
+            return None
+        first = max(1, x.shape[0] // owners.n) if isinstance(x, Tensor) else 1
+        rows = owners.sums(each) / first
         return SampleLosses(rows.mean(), rows, None)
     if function in _BY_CLASS and not target.is_floating_point():
         kept = target != named["ignore_index"]
         weight = named["weight"]
         share = kept.to(each.dtype) if weight is None else weight[target.where(kept, 0)] * kept
-        divisors = share.reshape(n, -1).sum(1)  # (n,)
-        rows = per.sum(1) / divisors.where(divisors > 0, 1)
-        return SampleLosses(each.sum() / divisors.sum(), rows, kept.reshape(n, -1).sum(1))
-    return SampleLosses(each.mean(), per.mean(1), None)
+        divisors = owners.sums(share)  # (n,)
+        rows = owners.sums(each) / divisors.where(divisors > 0, 1)
+        return SampleLosses(each.sum() / divisors.sum(), rows, owners.sums(kept))
+    return SampleLosses(each.mean(), owners.means(each), None)
 
 
-def token_counts(labels: Tensor, *, shift: bool = False) -> Tensor:
-    """Return how many labels of each sample count (n,)."""
+def token_counts(batch: Any, *, shift: bool = False) -> Tensor | None:
+    """Return how many labels of each sample of a batch count (n,); None if they are not tokens.
+
+    With ``shift`` the first of each is not predicted, unless the batch has shifted them itself.
+    """
+    inputs = entries(batch)
+    labels = inputs.get("shift_labels", inputs.get("labels"))
+    if not isinstance(labels, Tensor) or labels.ndim != 2 or labels.is_floating_point():
+        return None
+    shift = shift and "shift_labels" not in inputs
+    if isinstance(batch, Documents):
+        return torch.stack([row[int(shift) :].ne(IGNORED).sum() for row in batch.rows(labels)])
     return (labels[:, 1:] if shift else labels).ne(IGNORED).sum(1)

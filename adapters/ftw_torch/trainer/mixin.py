@@ -27,9 +27,11 @@ from ftw.spi import GuardWatch
 from ftw_torch import batches
 from ftw_torch.distributed import DistributedFilterThenWeight
 from ftw_torch.errors import SelectionError
+from ftw_torch.packing import PackedBatch
 from ftw_torch.selector import FilterThenWeight
 
 from .callback import Between, Part
+from .documents import entries, in_one_row, replaced
 from .losses import token_counts
 from .notes import PoolNotes
 from .own_loss import causal, own_losses, quiet, refuse_another_loss, smoothing_shifts
@@ -227,7 +229,7 @@ class FilterThenWeightMixin(_Base):
         selection, shared = backward(
             selector,
             ranks,
-            {**pool, _ROWS: list(range(ranks.n))},
+            replaced(pool, **{_ROWS: list(range(ranks.n))}),
             target,
             keep=sum(map(self._ftw_kept, ranks.sizes)),
             steps=steps,
@@ -265,14 +267,15 @@ class FilterThenWeightMixin(_Base):
             self._ftw_log.write(**{name: logs[name] for name in ("grad_norm",) if name in logs})
         super().log(logs, *args, **kwargs)
 
-    def per_sample_loss(self, model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
-        """Return the losses (n,) of a batch: yours to override."""
-        inputs = dict(inputs)
-        scale, rows = inputs.pop(_SCALE, None), inputs.pop(_ROWS, None)
+    def per_sample_loss(self, model: nn.Module, inputs: Any) -> Tensor:
+        """Return the losses (n,) of a batch, a mapping or a `PackedBatch`: yours to override."""
+        scale, rows = (entries(inputs).get(name) for name in (_SCALE, _ROWS))
+        inputs = replaced(inputs, **{_SCALE: None, _ROWS: None})
         counts = None if scale is None else self._ftw_counts(inputs)
         with self.compute_loss_context_manager():
             if self._ftw_loss is not None:
-                own: Tensor = self._ftw_loss(model, joined(inputs))
+                packed = isinstance(inputs, PackedBatch)
+                own: Tensor = self._ftw_loss(model, inputs if packed else joined(inputs))
                 return own
             with quiet(self) as wrote:
                 found, _ = own_losses(self, model, inputs)
@@ -296,10 +299,12 @@ class FilterThenWeightMixin(_Base):
         assert self._ftw_selector is not None
         return self._ftw_selector
 
-    def _ftw_cut(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a batch whose entries with several rows a sample are cut by sample."""
+    def _ftw_cut(self, inputs: Mapping[str, Any]) -> Any:
+        """Return a batch of samples: documents of a row, pairs, or with the rows of an entry cut by sample."""
         if takes_pairs(self):
             return pairs(inputs)
+        if (found := in_one_row(inputs)) is not None:
+            return found
         counts = self._ftw_ragged
         config = getattr(self.accelerator.unwrap_model(self.model), "config", None)
         return cut(inputs, known_counts(inputs, config) if counts is None else counts(inputs))
@@ -315,7 +320,7 @@ class FilterThenWeightMixin(_Base):
             return None
         return watch.loss(self, model, step)
 
-    def _ftw_compare(self, model: nn.Module, pool: dict[str, Any], ranks: Ranks) -> None:
+    def _ftw_compare(self, model: nn.Module, pool: Any, ranks: Ranks) -> None:
         """Raise if the losses selected on are not the trainer's own; see `refuse_another_loss`."""
         home = FilterThenWeightMixin.per_sample_loss
         own = self._ftw_loss is not None or type(self).per_sample_loss is not home
@@ -330,12 +335,11 @@ class FilterThenWeightMixin(_Base):
             )
         if not own:
             try:
-                places, counts = refuse_another_loss(self, model, pool)
-                labels = pool.get("labels")
-                if counts is not None and isinstance(labels, Tensor) and labels.ndim == 2:
-                    both = [token_counts(labels[places], shift=shift) for shift in (True, False)]
-                    if not torch.equal(*both):
-                        self._ftw_shift = torch.equal(counts, both[0])
+                some, counts = refuse_another_loss(self, model, pool)
+                shifted, full = (token_counts(some, shift=shift) for shift in (True, False))
+                known = counts is not None and shifted is not None and full is not None
+                if known and not torch.equal(shifted, full):  # type: ignore[arg-type]
+                    self._ftw_shift = torch.equal(counts, shifted)  # type: ignore[arg-type]
             except Exception as error:  # of which the other processes must hear
                 wrong = error
         if ranks.exchange is not None:
@@ -346,20 +350,17 @@ class FilterThenWeightMixin(_Base):
             raise wrong
         self._ftw_compared = model
 
-    def _ftw_shared_term(self, inputs: dict[str, Any]) -> Tensor | None:
+    def _ftw_shared_term(self, inputs: Any) -> Tensor | None:
         """Return the term of a batch's loss that belongs to none of its samples."""
-        inputs = {name: x for name, x in inputs.items() if name not in (_SCALE, _ROWS)}
+        inputs = replaced(inputs, **{_SCALE: None, _ROWS: None})
         with self.compute_loss_context_manager(), quiet(self), torch.enable_grad():
             return own_losses(self, self.accelerator.unwrap_model(self.model), inputs)[0].shared
 
-    def _ftw_counts(self, inputs: Mapping[str, Any]) -> Tensor | None:
+    def _ftw_counts(self, inputs: Any) -> Tensor | None:
         """Return the number of labels of each sample (n,), if they are tokens."""
-        labels = inputs.get("shift_labels", inputs.get("labels"))
-        if not isinstance(labels, Tensor) or labels.ndim != 2 or labels.is_floating_point():
-            return None
-        return token_counts(labels, shift="shift_labels" not in inputs and bool(self._ftw_shift))
+        return token_counts(inputs, shift=bool(self._ftw_shift))
 
-    def _ftw_scaled(self, inputs: dict[str, Any], items: Tensor | int | None, steps: int) -> dict[str, Any]:
+    def _ftw_scaled(self, inputs: Any, items: Tensor | int | None, steps: int) -> Any:
         """Return the batch with the factor (n,) that makes sums over tokens a loss of about one sample."""
         counts = self._ftw_counts(inputs)
         if counts is None:
@@ -368,7 +369,7 @@ class FilterThenWeightMixin(_Base):
         total = counts.sum() if items is None else torch.as_tensor(items, device=counts.device) / steps
         if items is not None and getattr(self.args, "average_tokens_across_devices", False):
             total = total / self.accelerator.num_processes
-        return {**inputs, _SCALE: (n / total.clamp(min=1)).to(torch.float32).expand(n)}
+        return replaced(inputs, **{_SCALE: (n / total.clamp(min=1)).to(torch.float32).expand(n)})
 
 
 class FilterThenWeightTrainer(FilterThenWeightMixin, Trainer):

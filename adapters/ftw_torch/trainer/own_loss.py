@@ -19,13 +19,18 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from ftw_torch import batches
 from ftw_torch.errors import SelectionError
 
-from .losses import IGNORED
+from .documents import IGNORED, Documents, entries
+from .owners import ByRow, ByToken, Owners
 from .pairs import PAIRED
 from .ragged import joined
 from .tracking import Followed, PerSample
 
 __all__ = ["LossError", "alone", "causal", "own_losses", "quiet", "refuse_another_loss", "smoothing_shifts"]
 
+IN_A_ROW = (
+    "do documents of a row look at each other? Attention must stay within a document (position_ids that restart, no "
+    "attention_mask, use_cache=False), and the first label of each must be -100:"
+)
 REMEDY = "give the loss of each sample: per_sample_loss=(model, inputs) -> (n,)"
 
 
@@ -33,7 +38,7 @@ class LossError(SelectionError, ValueError):
     """The loss of each sample alone cannot be had from the trainer's own."""
 
 
-def own_losses(trainer: Any, model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Followed, Tensor | None]:
+def own_losses(trainer: Any, model: nn.Module, inputs: Any) -> tuple[Followed, Tensor | None]:
     """Return the loss of a batch with those of its samples, and the number of labels of each (n,) if known.
 
     Raises
@@ -42,35 +47,39 @@ def own_losses(trainer: Any, model: nn.Module, inputs: Mapping[str, Any]) -> tup
         If the loss cannot be taken apart, naming the trainer's or the model's class.
     """
     n = batches.size(inputs, "batch")
-    paired, inputs = PAIRED in inputs, joined(inputs)
-    mode = PerSample(n, _label_sizes(trainer, model, inputs))
+    laid_out = joined(inputs)
+    paired = PAIRED in entries(inputs)
+    by_token = isinstance(inputs, Documents)
+    owners: Owners = ByToken(inputs) if by_token else ByRow(n, _label_sizes(trainer, model, laid_out))
+    mode = PerSample(owners)
     with ExitStack() as stack:
         stack.enter_context(_apart(trainer, model, mode))
         called: Any = _Unfused(model, mode, paired) if _is_trl(trainer) else model
         with mode:
-            loss = trainer.compute_loss(called, dict(inputs))
+            loss = trainer.compute_loss(called, dict(laid_out))
     found = mode.of(loss)
     if found is None or tuple(found.rows.shape) != (n,):
+        parts = "the tokens of documents" if by_token else f"{n} equal parts"
         raise LossError(
             f"the loss that {_named(trainer, model)} returns for {n} samples cannot be taken apart into theirs: it "
-            f"does not come from torch's loss functions over {n} equal parts by scaling and adding (a fused or "
+            f"does not come from torch's loss functions over {parts} by scaling and adding (a fused or "
             f"compiled loss, entries left out by a mask, a loss between samples); {REMEDY}"
         )
     return found, mode.counts
 
 
-def alone(trainer: Any, model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
+def alone(trainer: Any, model: nn.Module, inputs: Any) -> Tensor:
     """Return the trainer's own loss of a batch, as it is."""
     loss: Tensor = trainer.compute_loss(model, joined(inputs))
     return loss
 
 
 @torch.no_grad()
-def refuse_another_loss(trainer: Any, model: nn.Module, inputs: Mapping[str, Any]) -> tuple[list[int], Tensor | None]:
+def refuse_another_loss(trainer: Any, model: nn.Module, inputs: Any) -> tuple[Any, Tensor | None]:
     """Raise if a sample's loss in a batch is not what the trainer's own ``compute_loss`` returns for it alone.
 
-    Dropout is off for the comparison. Returns which m samples were compared, and the number of labels of each (m,), if
-    known, as the loss counts them.
+    Dropout is off for the comparison. Returns the m samples that were compared, and the number of labels of each (m,),
+    if known, as the loss counts them.
 
     Raises
     ------
@@ -79,7 +88,8 @@ def refuse_another_loss(trainer: Any, model: nn.Module, inputs: Mapping[str, Any
     """
     n = batches.size(inputs, "batch")
     places = sorted({0, n // 2, n - 1})
-    some = batches.take(dict(inputs), torch.tensor(places))
+    some = batches.take(inputs, torch.tensor(places))
+    why = IN_A_ROW if isinstance(inputs, Documents) else "does its loss depend on other samples?"
     training = {m: m.training for m in model.modules()}
     model.eval()
     try:
@@ -97,14 +107,13 @@ def refuse_another_loss(trainer: Any, model: nn.Module, inputs: Mapping[str, Any
                 if abs(float(ours - theirs)) > _tolerance(model) * max(1.0, abs(float(theirs))):
                     raise LossError(
                         f"sample {place} of the pool has a loss of {float(ours):.6g} among others, and of "
-                        f"{float(theirs):.6g} alone, as {_named(trainer, model)} returns it: does its loss depend on "
-                        f"other samples? {REMEDY}",
+                        f"{float(theirs):.6g} alone, as {_named(trainer, model)} returns it: {why} {REMEDY}",
                         samples=[place],
                     )
     finally:
         for module, was in training.items():
             module.training = was
-    return places, counts
+    return some, counts
 
 
 @contextmanager
@@ -250,7 +259,7 @@ class _Unfused:
                 entropy = -(log_p.exp() * log_p).sum(-1).masked_fill(~mask, 0)
                 top = (log_p.argmax(-1) == shifted) & mask
                 mean = logits.detach().mean(-1).masked_fill(~mask, 0)
-        self._mode.counts = None if self._paired else mask.sum(1)
+        self._mode.counts = None if self._paired else self._mode.owners.sums(mask)
         return SimpleNamespace(
             log_probs=follow(-losses),
             entropy=entropy,

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .documents import entries
 from .pairs import laid_out
 
 __all__ = ["Counts", "Part", "cut", "joined", "known_counts"]
@@ -107,10 +108,10 @@ def cut(inputs: Mapping[str, Any], counts: Mapping[str, Sequence[int] | Tensor])
     return batch
 
 
-def joined(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a batch with the parts of its samples laid end to end again; entries without any row are left out."""
+def joined(inputs: Any) -> dict[str, Any]:
+    """Return a batch's entries, parts of its samples laid end to end again; those without any row are left out."""
     batch = {}
-    for name, x in inputs.items():
+    for name, x in entries(inputs).items():
         if not (isinstance(x, list) and x and all(isinstance(part, Part) for part in x)):
             batch[name] = x
         elif any(len(part.rows) for part in x):

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 
+from .documents import Documents
 from .step import Ranks
 from .target import row_keys
 
 __all__ = ["about", "decoder"]
 
-Decode = Callable[[Mapping[str, Any]], list[str]]
+Decode = Callable[[Any], list[str]]
 
 
-def about(pool: Mapping[str, Any], source: Any, decode: Decode | None, ranks: Ranks) -> dict[str, list[str]]:
+def about(pool: Any, source: Any, decode: Decode | None, ranks: Ranks) -> dict[str, list[str]]:
     """Return columns over the pools of all processes: ``id``, the same wherever a sample comes up; source and text."""
     own = {"id": [key[:12] for key in row_keys(pool)]}
     if source is not None:
@@ -32,7 +33,10 @@ def decoder(tokenizer: Any) -> Decode:
     if not hasattr(tokenizer, "decode"):
         raise ValueError("record_text needs processing_class=, a tokenizer that decodes; or leave the text out")
 
-    def decode(batch: Mapping[str, Any]) -> list[str]:
+    def decode(batch: Any) -> list[str]:
+        if isinstance(batch, Documents):
+            rows = batch.rows(batch.tensors["input_ids"].cpu())
+            return [tokenizer.decode(row.tolist(), skip_special_tokens=True) for row in rows]
         ids, mask = batch.get("input_ids"), batch.get("attention_mask")
         if not isinstance(ids, Tensor):
             raise ValueError(f"record_text needs 'input_ids' in the batch, which has {sorted(batch)}")

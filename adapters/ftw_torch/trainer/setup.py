@@ -28,10 +28,18 @@ def refuse(trainer: Any) -> None:
                 f"{name.split('_')[1]} shards parameters, and the selection reads whole ones: run the processes "
                 "without it (DDP)"
             )
-    if getattr(trainer, "padding_free", False) or type(trainer.data_collator).__name__ == "DataCollatorWithFlattening":
+    collator = trainer.data_collator
+    says = ("return_position_ids", "return_seq_idx", "return_flash_attn_kwargs")
+    if type(collator).__name__ == "DataCollatorWithFlattening" and not any(getattr(collator, x, False) for x in says):
         raise ValueError(
-            "the collator lays all samples of a batch into one row, which would be one candidate: padding_free=False, "
-            "and with packing packing_strategy='wrapped'"
+            "the collator lays all samples of a batch into one row and does not say where they begin: pass "
+            "DataCollatorWithFlattening(return_position_ids=True)"
+        )
+    padding_free = getattr(trainer, "padding_free", False) or type(collator).__name__ == "DataCollatorWithFlattening"
+    if padding_free and trainer.accelerator.num_processes > 1:
+        raise ValueError(
+            "documents of a padding-free row are not shared by several processes yet: padding_free=False, and with "
+            "packing packing_strategy='wrapped'; or one process"
         )
     online = [kind.__name__ for kind in type(trainer).__mro__ if kind.__module__ in ONLINE]
     if online:
@@ -64,12 +72,18 @@ def offer(
         data = dict(data)
         prepared = {name: data.pop(f"ftw_{name}") for name in splits}
         for name in splits:
-            _refuse_lost(name, len(splits[name]), len(prepared[name]))
+            _refuse_lost(name, len(splits[name]), _samples(prepared[name]))
         if given is None:
             return prepared, None
         return prepared, data if isinstance(given, dict) else data["eval"]
 
     return tuple(args), dict(kwargs), restore
+
+
+def _samples(data: Any) -> int:
+    """Return how many samples a prepared split has, documents where rows are packed."""
+    packed = "seq_lengths" in (getattr(data, "column_names", None) or ())
+    return sum(map(len, data["seq_lengths"])) if packed else len(data)
 
 
 def _refuse_lost(name: str, before: int, after: int) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ftw.spi import SplitWatch
 from ftw_torch import batches
 
+from .documents import Documents
 from .ragged import Part
 from .run_log import fingerprint
 from .step import Ranks
@@ -66,7 +67,7 @@ class Collated:
         self.data, self.without = data, without
         self._loader: Any = None
 
-    def __call__(self, trainer: Any, indices: Iterable[int]) -> dict[str, Any]:
+    def __call__(self, trainer: Any, indices: Iterable[int]) -> Any:
         """Return some samples, on the trainer's device."""
         if self._loader is None:
             args = trainer.args
@@ -77,7 +78,7 @@ class Collated:
                 args.dataloader_persistent_workers = persistent
         batch = dict(self._loader.collate_fn([self._loader.dataset[i] for i in indices]))
         batch.pop(self.without, None)
-        return dict(trainer._ftw_cut(batches.map_tensors(lambda x: x.to(trainer.args.device), batch)))
+        return trainer._ftw_cut(batches.map_tensors(lambda x: x.to(trainer.args.device), batch))
 
 
 class Leaks:
@@ -96,16 +97,14 @@ class Leaks:
         """Go on from a `state_dict`."""
         self._targets, self._warned = dict(state["targets"]), bool(state["warned"])
 
-    def among(
-        self, picked: Tensor, pool: Mapping[str, Any], target: Mapping[str, Any], step: int, ranks: Ranks
-    ) -> list[int]:
+    def among(self, picked: Tensor, pool: Any, target: Any, step: int, ranks: Ranks) -> list[int]:
         """Return which of the samples picked stand in a target batch of this step or an earlier one.
 
         Parameters
         ----------
         picked : tensor of int (k,)
             Numbered through the pools of all processes.
-        pool, target : mapping of str to tensor
+        pool, target : mapping of str to tensor, or Documents
             This process's own.
         step : int
             For the warning.
@@ -114,7 +113,7 @@ class Leaks:
         fresh = [] if target is self._last else row_keys(target)
         self._last = target
         mine = ranks.mine(picked)
-        keys = row_keys(batches.take(dict(pool), mine))
+        keys = row_keys(batches.take(pool, mine))
         own = {"target": fresh, "picked": list(zip((mine + ranks.start).tolist(), keys, strict=True))}
         every = [json.loads(text) for text in ranks.texts(json.dumps(own))]
         for one in every:
@@ -131,8 +130,12 @@ class Leaks:
         return found
 
 
-def row_keys(batch: Mapping[str, Any]) -> list[str]:
-    """Return a digest of each sample of a batch, whatever its padding."""
+def row_keys(batch: Any) -> list[str]:
+    """Return a digest of each sample of a batch, whatever its padding, and its place in a row of documents."""
+    if isinstance(batch, Documents):
+        of_tokens = {name: batch.rows(x) for name, x in batch.tensors.items() if batch.is_of_tokens(x)}
+        own = {name: rows for name, rows in of_tokens.items() if name not in ("position_ids", "seq_idx")}
+        return [row_keys({name: rows[i][None] for name, rows in own.items()})[0] for i in range(batch.n)]
     tensors = {name: x.detach().cpu() for name, x in sorted(batch.items()) if isinstance(x, Tensor) and x.ndim}
     mask = tensors.pop("attention_mask", None)
     parts = {name: x for name, x in sorted(batch.items()) if isinstance(x, list) and x and isinstance(x[0], Part)}

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from .losses import LOSSES, SampleLosses, sample_losses
+from .owners import Owners
 
 __all__ = ["Followed", "PerSample"]
 
@@ -55,18 +56,16 @@ class PerSample(TorchFunctionMode):
 
     Parameters
     ----------
-    n : int
-        Samples of the batch.
-    sizes : frozenset of int, optional
-        How many labels a sample may have, see `sample_losses`.
+    owners : Owners
+        Whose the terms of the loss are.
     """
 
-    def __init__(self, n: int, sizes: frozenset[int] | None = None) -> None:
+    def __init__(self, owners: Owners) -> None:
         super().__init__()
-        self.n, self.sizes = n, sizes
+        self.owners = owners
         self.counts: Tensor | None = None  # (n,), labels of each sample in the last loss over classes
         self._scalars: dict[int, Followed] = {}
-        self._leading: dict[int, Tensor] = {}  # elementwise terms of the loss, (n, ...) or (n * k, ...)
+        self._leading: dict[int, Tensor] = {}  # elementwise terms of the loss
         self._halves: dict[int, Tensor] = {}  # (2 n, ...): of all chosen, then of all rejected
         self._paused = False
 
@@ -80,7 +79,7 @@ class PerSample(TorchFunctionMode):
         return value
 
     def lead(self, x: Tensor) -> Tensor:
-        """Go on from terms of the loss with the samples as their slowest axis; return them."""
+        """Go on from terms of the loss that can be told apart; return them."""
         self._leading[id(x)] = x
         return x
 
@@ -105,7 +104,7 @@ class PerSample(TorchFunctionMode):
             if self._paused:
                 return function(*args, **kwargs)
             kwargs = {k: None if k == "num_items_in_batch" else x for k, x in kwargs.items()}
-            pieces = _rows((args, kwargs), self.n)
+            pieces = self.owners.cut((args, kwargs))
             if pieces is None:
                 return function(*args, **kwargs)
             with self.paused():
@@ -122,7 +121,7 @@ class PerSample(TorchFunctionMode):
         if self._paused:
             return func(*args, **kwargs)
         if func in LOSSES:
-            found = sample_losses(func, args, kwargs, self.n, self.sizes)
+            found = sample_losses(func, args, kwargs, self.owners)
             if isinstance(found, SampleLosses):
                 self.counts = self.counts if found.counts is None else found.counts
                 return self.follow(found.value, found.rows)
@@ -206,16 +205,16 @@ class PerSample(TorchFunctionMode):
         first = args[0]
         if func in _TOTAL and id(first) in self._leading:
             if out.ndim == 0 and first.ndim:
-                per = first.reshape(self.n, -1)
-                return self.follow(out, per.sum(1) if func in (_T.sum, torch.sum) else per.mean(1))
+                of_each = self.owners.sums if func in (_T.sum, torch.sum) else self.owners.means
+                return self.follow(out, of_each(first))
             dims = kwargs.get("dim", args[1] if len(args) > 1 else None)
             dims = (dims,) if isinstance(dims, int) else dims
-            if dims and all(d % first.ndim for d in dims):  # the slowest axis stays
+            if dims and all(d % first.ndim for d in dims) and self.owners.holds(out):  # the slowest axis stays
                 return self.lead(out)
             return out
-        if _keeps_rows(func, args) and first.shape[:1] == out.shape[:1]:
+        if self.owners.in_rows and _keeps_rows(func, args) and first.shape[:1] == out.shape[:1]:
             return self.lead(out)
-        if func in _BOTH | _SAME and out.ndim and out.shape[0] % self.n == 0:
+        if func in _BOTH | _SAME and out.ndim and self.owners.holds(out):
             known = first if id(first) in self._leading else args[1]
             if func in _SAME or out.shape == known.shape:
                 return self.lead(out)
@@ -238,22 +237,3 @@ def _keeps_rows(func: Any, args: tuple[Any, ...]) -> bool:
     """Tell whether an index leaves the slowest axis as it is."""
     index = args[1] if func is _T.__getitem__ and len(args) == 2 else None
     return isinstance(index, tuple) and (index[0] is Ellipsis or index[0] == slice(None))
-
-
-def _rows(values: Any, n: int) -> list[Any] | None:
-    """Return nested values for each of n samples: tensors (n, ...) are cut, all else is passed whole; None if none."""
-    if isinstance(values, Tensor):
-        return list(torch.split(values, 1)) if values.ndim and values.shape[0] == n else None
-    if isinstance(values, Mapping):
-        cut = {key: _rows(x, n) for key, x in values.items()}
-        if all(x is None for x in cut.values()):
-            return None
-        mapping: Any = type(values)
-        return [mapping(**{k: values[k] if x is None else x[i] for k, x in cut.items()}) for i in range(n)]
-    if isinstance(values, (tuple, list)) and not hasattr(values, "_fields"):
-        pieces = [_rows(x, n) for x in values]
-        if all(x is None for x in pieces):
-            return None
-        sequence: Any = type(values)
-        return [sequence(v if x is None else x[i] for v, x in zip(values, pieces, strict=True)) for i in range(n)]
-    return None
