@@ -1,7 +1,7 @@
 """PyTorch adapter of Filter-then-Weight: one line where ``loss.backward()`` stood."""
 
 from .capture.registry import register_rule
-from .errors import CaptureWarning, NonFiniteError, SelectionError, SelectionWarning, TargetWarning
+from .errors import CaptureWarning, NonFiniteError, PlanWarning, SelectionError, SelectionWarning, TargetWarning
 from .optim.geometry import geometry, linear_update, register_optimizer
 from .packing import PackedBatch, documents
 from .selector import FilterThenWeight
@@ -11,6 +11,7 @@ __all__ = [
     "FilterThenWeight",
     "NonFiniteError",
     "PackedBatch",
+    "PlanWarning",
     "SelectionError",
     "SelectionWarning",
     "TargetWarning",

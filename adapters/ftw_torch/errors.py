@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from ftw import Status
 
-__all__ = ["CaptureWarning", "NonFiniteError", "SelectionError", "SelectionWarning", "TargetWarning"]
+__all__ = ["CaptureWarning", "NonFiniteError", "PlanWarning", "SelectionError", "SelectionWarning", "TargetWarning"]
 
 
 class SelectionError(RuntimeError):
@@ -44,6 +44,10 @@ class SelectionWarning(UserWarning):
 
 class CaptureWarning(SelectionWarning):
     """A parameter is captured by a slow route: exact, one backward a sample."""
+
+
+class PlanWarning(SelectionWarning):
+    """The learned plan of a model failed where discovery did not, which takes its place."""
 
 
 class TargetWarning(SelectionWarning):

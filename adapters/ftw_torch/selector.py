@@ -333,6 +333,7 @@ class FilterThenWeight:
                 memory.audits.compared.clear()
                 self._audit(ambient, parameters, pool, target)
             pool_pass, aim, operators = planned or self._discovered(passes, parameters, pool, target, keep)
+            memory.learned.settle()
             order = None if grouped is None else functools.partial(grouped.order, keep)
             products = pool_products(pool_pass, aim, operators, asked, order)
             refuse_nonfinite(products.target_losses, None, "target")

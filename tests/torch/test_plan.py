@@ -9,51 +9,11 @@ import torch.nn.functional as F
 import torch_models as models
 from ftw_torch import FilterThenWeight, batches
 from ftw_torch.records import stacks
+from plan_net import net, tokens
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import ftw
-
-VOCABULARY = 13
-
-
-class Net(nn.Module):
-    """A block between an embedding and a head; ``way`` says what else is done."""
-
-    def __init__(self, d=8, *, tied=False, norm=nn.LayerNorm):
-        super().__init__()
-        self.words = nn.Embedding(VOCABULARY, d, padding_idx=0)
-        self.first, self.last = norm(d), nn.RMSNorm(d)
-        self.up, self.down = nn.Linear(d, 2 * d), nn.Linear(2 * d, d, bias=False)
-        self.more = nn.ModuleList(nn.Linear(d, d) for _ in range(3))
-        self.spare = nn.Linear(d, d)
-        self.dropout = nn.Dropout(0.0)
-        self.head = nn.Linear(d, VOCABULARY, bias=False)
-        if tied:
-            self.head.weight = self.words.weight
-        self.way = None
-        self.register_buffer("calls", torch.zeros(()))
-
-    def forward(self, x):
-        h = self.words(x)
-        h = h + self.down(F.gelu(self.up(self.first(h))))
-        for layer in self.more:
-            h = h + torch.tanh(layer(h))
-        if self.way is not None:
-            h = self.way(self, h)
-        return self.head(self.last(self.dropout(h)))
-
-
-def net(dtype=torch.float64, **options):
-    torch.manual_seed(0)
-    model = Net(**options).to(dtype)
-    for p in model.parameters():
-        p.data += 0.1 * torch.randn_like(p)
-    return model
-
-
-def tokens(n, t=7):
-    return torch.randint(0, VOCABULARY, (n, t + 1))
 
 
 def make(model, optimizer=None, loss=models.lm_loss, **options):

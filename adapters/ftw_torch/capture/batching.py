@@ -312,8 +312,9 @@ def _einsum(x: Tensor, layout: Any, n: int, args: Any, kwargs: Any, out: Tensor)
         return None
     left, right = args[0].replace(" ", "").split("->")
     where = axis(x.shape, layout, n)
-    place = next(i for i, operand in enumerate(operands) if operand is x)
-    letter = None if where is None else left.split(",")[place][where.number]
+    places = [i for i, operand in enumerate(operands) if operand is x]
+    letters = set() if where is None else {left.split(",")[i][where.number] for i in places}
+    letter = letters.pop() if len(letters) == 1 else None
     return at(out.shape, where, right.index(letter)) if where is not None and letter and letter in right else None
 
 

@@ -7,24 +7,28 @@ in the same step.
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ftw.geometry import Operator
+from ftw.geometry import Diagonal, Operator, Scale
 from ftw_torch import batches
 from ftw_torch.capture.passes import Passes, Randomness
 from ftw_torch.capture.plan import Plan, learn
-from ftw_torch.capture.replay import Departure, fire, pattern, replayed
+from ftw_torch.capture.replay import Departure, Firing, fire, pattern, replayed
+from ftw_torch.errors import PlanWarning
 from ftw_torch.options import Options
 from ftw_torch.records.join import seen
 from ftw_torch.records.stacking import hold
+from ftw_torch.records.stacks import Held, Stack, Vectors
 
 from .audit import agrees
 from .planned import Lengths, PlannedPass
 from .target import Target
+from .together import Together
 
 __all__ = ["Learned", "may_plan"]
 
@@ -43,6 +47,8 @@ class Learned:
         Why there is none.
     steps : int
         How many steps went by the plan.
+    together : Together
+        Whether pool and target go through the model as one batch.
     """
 
     def __init__(self) -> None:
@@ -53,7 +59,9 @@ class Learned:
         self._uses = 0
         self._again = False  # the model has changed: learn at the next use
         self._rest = False  # this step is for discovery
-        self._apart = False  # pool and target do not go through the model together, or draw random numbers there
+        self.together = Together()
+        self._failure: Exception | None = None  # of this step, by the plan
+        self._given_up = False
         self._largest: int | None = None  # elements of a pool at which layers are no longer bound by their calls
 
     def parameters(self) -> dict[str, nn.Parameter] | None:
@@ -81,6 +89,9 @@ class Learned:
         A plan is made at uses that are powers of two. There, and whenever a pass calls other modules than those
         compared before, the records of a few samples are compared with autograd's gradients.
         """
+        self._failure = None
+        if self._given_up:
+            return None
         self._uses += 1
         power = self._uses & (self._uses - 1) == 0
         if self._rest:  # what has changed is discovered first
@@ -96,20 +107,33 @@ class Learned:
             if isinstance(learned, str):
                 self._forget(learned)
                 return None
-            self.plan, self._apart = learned, False
+            self.plan, self.together = learned, Together()
             torch.empty(1 << 24, dtype=torch.uint8)  # freed at once: malloc keeps at hand twice the largest block freed
         randomness, found = Randomness(parameters), None
         try:
             found = self._run(self.plan, passes, parameters, pool, target, geometry, guarded, power)
         except Departure as departure:
             self._forget(str(departure))
-        except Exception as error:  # a batch may be too large for the device or the model; discovery says what is wrong
+        except Exception as error:  # the batch's fault, then discovery raises it too, or the plan's: see `settle`
+            self._failure = error
             self._forget(f"{type(error).__name__}: {error}")
         if found is None:
             randomness.rewind()
         else:
             self.steps += 1
         return found
+
+    def settle(self) -> None:
+        """Warn if the plan failed in a step that discovery has made, and make no other."""
+        error, self._failure = self._failure, None
+        if error is not None:
+            self._given_up = True
+            warnings.warn(
+                "a step by the learned plan of the model failed; discovery makes this one and all others, exact but "
+                f"slower: {type(error).__name__}: {error}",
+                PlanWarning,
+                stacklevel=4,
+            )
 
     def _forget(self, reason: str) -> None:
         self.departed = self.departed or self.plan is not None
@@ -130,18 +154,24 @@ class Learned:
     ) -> tuple[PlannedPass, Target, dict[str, Operator]] | None:
         n = batches.size(pool, "pool")
         m = n if target is None else batches.size(target, "target")
-        both = None if target is None or self._apart else batches.concatenated(pool, target)
+        both = None
+        if target is not None:
+            both = self.together.batch(passes, parameters, plan.buffers(), pool, target, (n, m), due=power)
         sizes = [n] if target is None else [n + m] if both is not None else [m, n]
         if power or not plan.patterns:
             self._compare(plan, passes, pool, target, sizes)
-        randomness = Randomness(parameters)
+        randomness, joint = Randomness(parameters), None
         if both is not None:
-            self._apart = True  # unless it works
-            losses, first = fire(plan, passes, both, n + m, "pool and target")
+            joint = self._joint(plan, passes, both, n + m)
             randomness.mark()
-            self._apart = randomness.used
-        if both is not None and not self._apart:
-            losses, aims, second = losses[:n], losses[n:], None
+            if joint is not None and randomness.used:
+                self.together.apart("random numbers are drawn in the forward")
+                joint = None
+        first: list[Firing]
+        second: list[Firing] | None
+        if joint is not None:
+            every, first = joint
+            losses, aims, second = every[:n], every[n:], None
         elif target is None:
             losses, first = fire(plan, passes, pool, n, "pool")
             aims, second = losses, first
@@ -167,11 +197,22 @@ class Learned:
             if name not in mean:
                 mean[name] = p.detach().new_zeros(seen(p.shape))
         operators = geometry(mean)
+        _require_elementwise(held, operators)
         for part in held:
             part.respond(operators)
         planned = PlannedPass(parameters, held, losses, mean, operators)
         lengths = Lengths(held, operators, m)
         return planned, Target(mean, aims, lengths if guarded else None), operators  # type: ignore[arg-type]
+
+    def _joint(self, plan: Plan, passes: Passes, both: Any, samples: int) -> tuple[Tensor, list[Firing]] | None:
+        """Return losses and firings of pool and target as one batch, None if that fails as two may not."""
+        try:
+            return fire(plan, passes, both, samples, "pool and target")
+        except Departure:
+            raise
+        except Exception as error:  # too large for the device, perhaps
+            self.together.apart(f"{type(error).__name__}: {error}")
+            return None
 
     def _compare(self, plan: Plan, passes: Passes, pool: Any, target: Any, sizes: Sequence[int]) -> None:
         """Compare the records of a few samples with autograd's gradients; add the patterns seen."""
@@ -188,6 +229,15 @@ class Learned:
         if not agrees(capture, passes.losses, plan.parameters, pool, target, plan.buffers()):
             raise Departure("the records disagree with autograd's gradients")
         plan.patterns |= found
+
+
+def _require_elementwise(held: Sequence[Held], operators: Mapping[str, Operator]) -> None:
+    """Depart if the optimizer's response to a parameter held with others mixes its entries, as Muon's does."""
+    for part in held:
+        for name in part.names if isinstance(part, (Stack, Vectors)) else ():
+            if not isinstance(operators[name], (Diagonal, Scale)):
+                kind = type(operators[name]).__name__
+                raise Departure(f"the optimizer's response of {name!r} is a {kind}, not elementwise")
 
 
 def may_plan(options: Options, passes: Passes) -> bool:
