@@ -5,12 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from . import _array, quotas
+from ._named_filters import NAMED
 from .constraints import SETS, SourceShares
 
-__all__ = ["NO_GRAM", "WITH_GRAM", "check_options"]
-
-NO_GRAM = ("top_k",)
-WITH_GRAM = ("matching", "greedy_utility")
+__all__ = ["check_options"]
 
 
 def check_options(
@@ -31,11 +29,10 @@ def check_options(
         raise TypeError(f"{what}: keep must be an int, got {type(keep).__name__}")
     if not 1 <= keep <= n:
         raise ValueError(f"{what}: keep={keep} must lie in 1 .. {n}, the number of candidates")
-    if not callable(filter) and filter not in (*NO_GRAM, *WITH_GRAM):
-        names = ", ".join((*WITH_GRAM, *NO_GRAM))
+    if not callable(filter) and filter not in list(NAMED):
         raise ValueError(
-            f"{what}: filter={filter!r} is not one of {names}; threshold and boltzmann have options of their own: pass "
-            "a callable (scores, gram, k) -> Filtered"
+            f"{what}: filter={filter!r} is not one of {', '.join(NAMED)}; threshold and boltzmann have "
+            "options of their own: pass a callable (scores, gram, k) -> Filtered"
         )
     if weight not in ("qp", "uniform"):
         raise ValueError(f"{what}: weight={weight!r} must be 'qp' or 'uniform'")

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from . import _array, _kinds, _loops, _units, filters, quotas
+from . import _array, _kinds, _loops, _named_filters, _units, quotas
 from . import guard as guard_
 from ._array import Array
-from ._options import NO_GRAM, check_options
+from ._named_filters import Shortlist, needs_gram
+from ._options import check_options
 from .constraints import Constraint, Simplex, SourceShares, share_bounds
-from .filters import Filter, Filtered
+from .filters import Filter, FilterName
 from .qp import solve_qp
 from .quotas import Places, Quota
 from .reasons import Chosen, reasons
@@ -114,7 +115,7 @@ def choose(
     products: Products,
     *,
     keep: int,
-    filter: str | Filter = "matching",
+    filter: FilterName | Filter = "matching",
     weight: str = "qp",
     constraint: Constraint = Simplex(1.0),  # noqa: B008
     ridge: Any = 0.05,
@@ -151,7 +152,7 @@ def choose(
     b = xp.take(scores, short)  # (s,)
     asked = short if go_on < n else None
     every = None
-    if filter not in NO_GRAM:
+    if needs_gram(filter):
         every = products.gram(asked)  # (s, s)
     linear = _guarded(xp, b, order, asked, every, products, targets, guard)
 
@@ -163,9 +164,8 @@ def choose(
         sound = xp.isfinite(xp.linalg.diagonal(every))
         intact = intact & xp.all(xp.isfinite(every))
         every = _finite(xp, every)
-    picked = _run_filter(
-        xp, filter, safe, every, keep, ridge, solver, None if within is None else quotas.some(xp, within, short)
-    )
+    inside = None if within is None else quotas.some(xp, within, short)
+    picked = _named_filters.run(xp, filter, Shortlist(safe, every, keep, ridge, solver, inside))
     filtered, K = picked.filtered, None
     indices = xp.take(short, filtered.indices)  # (k,)
     if every is not None:
@@ -285,60 +285,6 @@ def strata(n: int, go_on: int) -> tuple[list[int], list[float]]:
 def _vanishes(xp: Any, square: Any) -> Any:
     """Tell whether a squared length is so small that the products it adds up have lost their digits."""
     return (square > 0) & (square < _units.smallest_square(xp, square.dtype))
-
-
-class _Picked(NamedTuple):
-    """What the filter kept of the shortlist."""
-
-    filtered: Filtered
-    refit: tuple[Any, Any] | None = None  # non-negative weights (k,) and status () if the filter has them
-    over: Any = None  # (s,) booleans: refused by the quota alone
-    distinct: Any = True  # (): the picks are distinct places in the shortlist
-
-
-def _run_filter(
-    xp: Any, filter: str | Filter, b: Any, K: Any, keep: int, ridge: Any, solver: Any, p: Places | None
-) -> _Picked:
-    """Return the picks of a filter from scores b (s,) and K (s, s), under a quota if there is one."""
-    every = filters.full(xp, keep, _array.device(b))
-    if filter == "matching":
-        found = filters.pursue(xp, b, K, keep, ridge, solver, p)
-        return _Picked(Filtered(found.picks, every), (found.weights, found.status), found.over)
-    if filter == "greedy_utility":
-        picks, over = filters.pick_useful(xp, b, K, keep, p=p)
-        return _Picked(Filtered(picks, every), over=over)
-    if filter == "top_k":
-        order, over = _array.argsort_descending(xp, b), None
-        if p is not None:
-            order, _, over = quotas.front(xp, p, order, keep)
-        return _Picked(Filtered(order[:keep], every), over=over)
-    assert callable(filter)
-    return _run_callable(xp, filter, b, K, keep, p)
-
-
-def _run_callable(xp: Any, filter: Filter, b: Any, K: Any, keep: int, p: Places | None) -> _Picked:
-    """Return the picks of a filter of the user's own; under a quota its picks come first, then the others by score."""
-    filtered = filter(b, K, keep)
-    got = type(filtered).__name__
-    fits = False
-    if isinstance(filtered, Filtered):
-        got += f"(indices {tuple(filtered.indices.shape)} {filtered.indices.dtype})"
-        fits = tuple(filtered.indices.shape) == (keep,) and "int" in str(filtered.indices.dtype)
-    if not fits:
-        raise ValueError(
-            f"filter_then_weight: the filter must return Filtered(indices ({keep},) of integers, count); got {got}"
-        )
-    filtered = filtered._replace(indices=_array.integers(filtered.indices))
-    x, place = xp.sort(filtered.indices), _array.device(b)
-    distinct = xp.all(x[1:] > x[:-1]) & (x[0] >= 0) & (x[-1] < b.shape[0])
-    first = xp.arange(keep, dtype=filtered.indices.dtype, device=place)
-    filtered = filtered._replace(indices=xp.where(distinct, filtered.indices, first))
-    if p is None:
-        return _Picked(filtered, distinct=distinct)
-    order = quotas.preferred(xp, b, filtered.indices)  # (s,)
-    passed = (xp.arange(b.shape[0], device=place) < filtered.count) | (filtered.count >= keep)  # (s,)
-    order, count, over = quotas.front(xp, p, order, keep, passed)
-    return _Picked(Filtered(order[:keep], count), over=over, distinct=distinct)
 
 
 def _guarded(xp: Any, b: Any, order: Any, short: Any, K: Any, products: Products, targets: int, cap: float) -> Linear:

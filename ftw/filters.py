@@ -9,34 +9,30 @@ of 0.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from . import _array, _kinds, _loops, quotas
 from ._array import Array
+from ._named_filters import Filter, Filtered, Picked, Shortlist, count_of_all, named
 from .constraints import NonNegative
 from .qp import solve_qp
 from .quotas import Places, Quota
 
-__all__ = ["Filter", "Filtered", "boltzmann", "greedy_utility", "matching", "resample", "threshold", "top_k"]
+__all__ = [
+    "Filter",
+    "FilterName",
+    "Filtered",
+    "boltzmann",
+    "greedy_utility",
+    "matching",
+    "resample",
+    "threshold",
+    "top_k",
+]
 
 
-class Filtered(NamedTuple):
-    """What a filter returns.
-
-    Attributes
-    ----------
-    indices : integer array (k,)
-        Distinct, best first.
-    count : integer array ()
-        How many of them passed; the rest keep the shape and get no weight.
-    """
-
-    indices: Any
-    count: Any
-
-
-Filter = Callable[[Any, Any, int], Filtered]
-"""``(scores (n,), gram (n, n), k) -> Filtered``: a rule of one's own is any callable of this form."""
+FilterName = Literal["matching", "top_k", "greedy_utility"]
+"""The names of the table: those of the functions here under `named`."""
 
 
 @_array.quiet
@@ -65,6 +61,14 @@ def top_k(scores: Array, k: int, *, quota: Quota | None = None) -> Filtered:
     indices = order[:k]  # (k,)
     count = xp.sum(xp.astype(~xp.isnan(xp.take(scores, indices)), xp.int32), dtype=xp.int32)
     return Filtered(indices, count)
+
+
+@named("top_k", needs_gram=False)
+def _largest(xp: Any, s: Shortlist) -> Picked:
+    order, over = _array.argsort_descending(xp, s.scores), None
+    if s.places is not None:
+        order, _, over = quotas.front(xp, s.places, order, s.k)
+    return Picked(Filtered(order[: s.k], count_of_all(xp, s.k, _array.device(order))), over=over)
 
 
 def _best(xp: Any, p: Places, order: Any, k: int, passed: Any = None) -> Filtered:
@@ -149,21 +153,17 @@ def matching(
     """
     xp = _check(scores, k, gram, ridge=ridge, quota=quota, what="matching")
     p, count = _obeyed(xp, scores, k, quota, what="matching")
-    return Filtered(pursue(xp, scores, gram, k, ridge, solver, p).picks, count)
+    return _pursue(xp, scores, gram, k, ridge, solver, p).filtered._replace(count=count)
 
 
-class Pursuit(NamedTuple):
-    """The outcome of the matching filter."""
-
-    picks: Any  # (k,)
-    weights: Any  # (k,): of the last refit
-    status: Any  # (): of the last refit
-    over: Any  # (n,) booleans: refused by the quota alone; None without one
+@named("matching", needs_gram=True)
+def _matched(xp: Any, s: Shortlist) -> Picked:
+    return _pursue(xp, s.scores, s.gram, s.k, s.ridge, s.solver, s.places)
 
 
-def pursue(
-    xp: Any, scores: Any, gram: Any, k: int, ridge: Any, solver: Callable[..., Any], p: Places | None = None
-) -> Pursuit:
+def _pursue(
+    xp: Any, scores: Any, gram: Any, k: int, ridge: Any, solver: Callable[..., Any], p: Places | None
+) -> Picked:
     """Return the picks of `matching`, and their weights as the last refit has them."""
     place, ridge = _array.device(scores), _array.scalar_like(ridge, scores)
     ranks = xp.arange(k, device=place)  # (k,)
@@ -193,7 +193,7 @@ def pursue(
     status = xp.zeros((), dtype=xp.int32, device=place)
     state = (_nothing(xp, p, scores), picks, weights, status)
     kept, picks, weights, status = _loops.fori_loop(k, add_one, state)
-    return Pursuit(picks, weights, status, kept.over)
+    return Picked(Filtered(picks, count_of_all(xp, k, place)), (weights, status), kept.over)
 
 
 class _Kept(NamedTuple):
@@ -226,7 +226,7 @@ def _pick(xp: Any, p: Places | None, k: int, kept: _Kept, values: Any) -> tuple[
 
 def _obeyed(xp: Any, scores: Any, k: int, quota: Quota | None, *, what: str) -> tuple[Places | None, Any]:
     """Return the places to obey, and the count () of a filter that lets all k pass: 0 where no choice obeys."""
-    every = full(xp, k, _array.device(scores))
+    every = count_of_all(xp, k, _array.device(scores))
     if quota is None:
         return None, every
     p = quotas.places(xp, quota, scores.shape[0], k, what=what)
@@ -259,12 +259,16 @@ def greedy_utility(
     """
     xp = _check(scores, k, gram, quota=quota, what="greedy_utility")
     p, count = _obeyed(xp, scores, k, quota, what="greedy_utility")
-    return Filtered(pick_useful(xp, scores, gram, k, redundancy, p)[0], count)
+    return Filtered(_pick_useful(xp, scores, gram, k, redundancy, p)[0], count)
 
 
-def pick_useful(
-    xp: Any, scores: Any, gram: Any, k: int, redundancy: float = 1.0, p: Places | None = None
-) -> tuple[Any, Any]:
+@named("greedy_utility", needs_gram=True)
+def _useful(xp: Any, s: Shortlist) -> Picked:
+    picks, over = _pick_useful(xp, s.scores, s.gram, s.k, 1.0, s.places)
+    return Picked(Filtered(picks, count_of_all(xp, s.k, _array.device(picks))), over=over)
+
+
+def _pick_useful(xp: Any, scores: Any, gram: Any, k: int, redundancy: float, p: Places | None) -> tuple[Any, Any]:
     """Return the picks (k,) of `greedy_utility`, and who is refused by the quota alone (n,), None without one."""
     if isinstance(redundancy, (int, float)) and not redundancy >= 0:
         raise ValueError(f"greedy_utility: redundancy {redundancy} must not be negative")
@@ -375,8 +379,3 @@ def _check(
     if isinstance(ridge, (int, float)) and not ridge >= 0:
         raise ValueError(f"{what}: ridge={ridge} must not be negative")
     return xp
-
-
-def full(xp: Any, k: int, place: Any) -> Any:
-    """Return the count () of a filter that lets all k pass."""
-    return xp.asarray(k, dtype=xp.int32, device=place)

@@ -21,7 +21,7 @@ from ._array import Array
 from ._check import check_alike, check_model
 from .choice import Products, Selection, check_options, choose, strata
 from .constraints import Constraint, Simplex
-from .filters import Filter
+from .filters import Filter, FilterName
 from .geometry import Operator
 from .gradients import Record, combine, take
 from .inner_products import gram, squared_norms
@@ -40,7 +40,7 @@ def filter_then_weight(
     geometry: Mapping[str, Operator],
     *,
     keep: int,
-    filter: str | Filter = "matching",
+    filter: FilterName | Filter = "matching",
     weight: str = "qp",
     constraint: Constraint = Simplex(1.0),  # noqa: B008
     ridge: Any = 0.05,
@@ -65,8 +65,9 @@ def filter_then_weight(
         The optimizer's linearised response P, one operator a parameter.
     keep : int
         How many to choose, 1 <= keep <= n.
-    filter : {"matching", "top_k", "greedy_utility"} or callable
-        Who goes on: a name, or ``(scores, gram, k) -> Filtered`` over the shortlist, k distinct places in it.
+    filter : str or callable
+        Which of the shortlist are kept: a name of `ftw.filters.FilterName`, or ``(scores, gram, k) -> Filtered`` that
+        returns k distinct positions in the shortlist.
     weight : {"qp", "uniform"}
         The QP, or equal weights; with "uniform" after "top_k" no Gram matrix is formed for the choice.
     constraint : NonNegative, Simplex, CappedSimplex, Box or SourceShares

@@ -3,7 +3,8 @@
 The choice without gradients
     `choose` takes scores and the inner products that it asks for (`Products`), and makes the choice of
     `ftw.filter_then_weight`; `strata` says of which candidates the guard's mean of the pool is formed;
-    `check_options` raises what is wrong with the options. `shortlist_order` says which candidates go on to the Gram
+    `check_options` raises what is wrong with the options; `needs_gram` says whether a filter takes the Gram matrix, and
+    `NAMED` is the table of the filters with a name. `shortlist_order` says which candidates go on to the Gram
     matrix, and `unfilled` why no choice obeys the bounds on sources.
 Inner products
     `squared_norms`, ``<g_i, P g_i>`` of each sample.
@@ -18,6 +19,7 @@ Watching a run
 """
 
 from ._array import cast, device, leaves, namespace, pick, scalar_like
+from ._named_filters import NAMED, needs_gram
 from .choice import Products, check_options, choose, shortlist_order, strata
 from .constraints import Constraint
 from .filters import Filter
@@ -30,6 +32,7 @@ from .split_watch import SplitWatch
 from .unfilled import unfilled
 
 __all__ = [
+    "NAMED",
     "Constraint",
     "Filter",
     "Gains",
@@ -47,6 +50,7 @@ __all__ = [
     "leaves",
     "matrix_shape",
     "namespace",
+    "needs_gram",
     "pick",
     "scalar_like",
     "shortlist_order",

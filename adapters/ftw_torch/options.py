@@ -9,14 +9,13 @@ from typing import Any, Literal, get_args
 
 from ftw import Quota, Simplex, SourceShares
 from ftw.constraints import Constraint
-from ftw.filters import Filter
+from ftw.filters import Filter, FilterName
 from ftw.sketch import LARGEST
-from ftw.spi import check_options
+from ftw.spi import check_options, needs_gram
 from ftw_torch.step.sources import Grouped, check_grouped, grouped
 
 __all__ = ["CaptureName", "Fill", "FilterName", "Mode", "OnNonfinite", "Options", "Score", "Weight"]
 
-FilterName = Literal["matching", "top_k", "greedy_utility"]
 Weight = Literal["qp", "uniform"]
 OnNonfinite = Literal["raise", "drop"]
 Fill = Literal["raise", "relax"]
@@ -100,7 +99,7 @@ class Options:
     def gram_of(self, n: int, keep: int | None = None) -> int:
         """Return of how many of the best by score the choice needs the Gram matrix; 0 for none."""
         go_on = self.shortlist_of(n, keep)
-        if self.filter != "top_k":
+        if needs_gram(self.filter):
             return go_on
         return (self.keep if keep is None else keep) if self.weight == "qp" else 0
 

@@ -36,7 +36,8 @@ nearest one, of which none passes.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -45,7 +46,7 @@ from ._jit import jit
 from .projections import NonNegative
 from .qp import QPSolution, solve_qp
 
-__all__ = ["Filtered", "boltzmann", "greedy_utility", "matching", "threshold", "top_k"]
+__all__ = ["NAMED", "Filtered", "Named", "boltzmann", "greedy_utility", "matching", "threshold", "top_k"]
 
 Array = Any
 
@@ -57,6 +58,40 @@ class Filtered(NamedTuple):
     count: int  # type: ignore[assignment]  # as in the contract; hides tuple.count
 
 
+class Named(NamedTuple):
+    """A filter that ``filter=`` takes by name."""
+
+    run: Any  # (b (n,), [K (n, n)], k, [ridge=], quota=) -> Filtered
+    needs_gram: bool  # takes K
+    refits: bool  # takes the ridge
+    value: Any  # (b, K, k, ridge) -> the value (n,) of each candidate given the picks; None unless it picks one by one
+
+
+NAMED: dict[str, Named] = {}
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def named(*, needs_gram: bool, refits: bool = False, value: Any = None) -> Callable[[F], F]:
+    """Return a decorator that enters a filter in the table, under the name of the function."""
+
+    def enter(function: F) -> F:
+        NAMED[function.__name__] = Named(function, needs_gram, refits, value)
+        return function
+
+    return enter
+
+
+def needs_gram(filter: Any) -> bool:
+    """Return whether a filter takes the Gram matrix; a callable always does."""
+    return callable(filter) or bool(NAMED[filter].needs_gram)
+
+
+def scores_left(b: Array, K: Array, k: int, ridge: float) -> Any:
+    """Return the value of the candidates to `top_k`: the scores, whatever is picked."""
+    return lambda picks: b
+
+
+@named(needs_gram=False, value=scores_left)
 def top_k(b: Array, k: int, *, quota: Any = None) -> Filtered:
     """Return the k largest scores of b (n,).
 
@@ -106,6 +141,19 @@ def pass_floors(best: Filtered, passes: Array, places: Any) -> Filtered:
     return Filtered(np.array(front + rest), len(front) if best.count else 0)
 
 
+def residual_left(b: Array, K: Array, k: int, ridge: float) -> Any:
+    """Return the value of the candidates to `matching`: (b - K w)_i, with the weights of the picks refitted."""
+
+    def value(picks: list[int]) -> Array:
+        if not picks:
+            return b
+        chosen = np.array(picks)  # (j,)
+        return b - K[:, chosen] @ refit(b, K, chosen, ridge).weights
+
+    return value
+
+
+@named(needs_gram=True, refits=True, value=residual_left)
 def matching(b: Array, K: Array, k: int, ridge: float = 0.05, *, quota: Any = None) -> Filtered:
     """Pick k candidates one at a time by what the kept ones leave unmatched.
 
@@ -136,7 +184,7 @@ def matching(b: Array, K: Array, k: int, ridge: float = 0.05, *, quota: Any = No
     """
     scores, gram = checked_scores(b, k), checked_gram(K, b)
     if quota is not None:
-        return by_value(lambda picks: left_over(scores, gram, picks, ridge), len(scores), k, quota)
+        return by_value(residual_left(scores, gram, k, ridge), len(scores), k, quota)
     picks = np.empty(0, dtype=np.int64)  # (j,)
     weights = np.empty(0)  # (j,)
     for _ in range(k):
@@ -144,14 +192,6 @@ def matching(b: Array, K: Array, k: int, ridge: float = 0.05, *, quota: Any = No
         picks = np.append(picks, best)
         weights = refit(scores, gram, picks, ridge).weights
     return Filtered(picks, k)
-
-
-def left_over(b: Array, K: Array, picks: list[int], ridge: float) -> Array:
-    """Return (b - K w)_i of all candidates (n,), with the weights of the picks refitted."""
-    if not picks:
-        return b
-    chosen = np.array(picks)  # (j,)
-    return b - K[:, chosen] @ refit(b, K, chosen, ridge).weights
 
 
 def refit(b: Array, K: Array, picks: Array, ridge: float) -> QPSolution:
@@ -178,17 +218,28 @@ def best_residual(b: Array, K: Array, picks: Array, weights: Array) -> int:
     return best
 
 
+def utility_left(b: Array, K: Array, k: int, ridge: float, eta: float | None = None) -> Any:
+    """Return the value of the candidates to `greedy_utility`: the utility of one more step with each."""
+    eta = best_step(b, K, k) if eta is None else eta
+    return lambda picks: b - eta * (np.diag(K) / 2 + np.sum(K[:, picks], axis=1))
+
+
+def best_step(b: Array, K: Array, k: int) -> float:
+    """Return the best step for the k top scores together, 0 if they help nothing: (n,), (n, n) -> eta."""
+    top = largest_first(b, k)  # (k,)
+    gain, cost = float(np.sum(b[top])), float(np.sum(K[np.ix_(top, top)]))
+    return gain / cost if gain > 0 and cost > 0 else 0.0
+
+
+@named(needs_gram=True, value=utility_left)
 def greedy_utility(b: Array, K: Array, k: int, *, redundancy: float = 1.0, quota: Any = None) -> Filtered:
     """Pick k candidates one at a time by score less redundancy; b (n,), K (n, n)."""
     scores, gram = checked_scores(b, k), checked_gram(K, b)
     if redundancy < 0:
         raise ValueError(f"redundancy is {redundancy}: give a number >= 0")
-    top = largest_first(scores, k)  # (k,)
-    gain, cost = float(np.sum(scores[top])), float(np.sum(gram[np.ix_(top, top)]))
-    eta = redundancy * (gain / cost) if gain > 0 and cost > 0 else 0.0
+    eta = redundancy * best_step(scores, gram, k)
     if quota is not None:
-        own = scores - eta * np.diag(gram) / 2  # (n,)
-        return by_value(lambda picks: own - eta * np.sum(gram[:, picks], axis=1), len(scores), k, quota)
+        return by_value(utility_left(scores, gram, k, 0.0, eta), len(scores), k, quota)
     return Filtered(greedy_picks(scores, gram, k, eta), k)
 
 

@@ -92,8 +92,8 @@ def filter_then_weight(
         P, or its diagonal.
     keep : int
         How many to choose.
-    filter : {"matching", "top_k", "greedy_utility"} or callable
-        ``(scores, gram, k) -> (indices, count)`` on the shortlist.
+    filter : str or callable
+        A name of ``filters.NAMED``, or ``(scores, gram, k) -> (indices, count)`` on the shortlist.
     weight : {"qp", "uniform"}
         Fitted or equal weights.
     constraint : a NamedTuple, optional
@@ -134,6 +134,8 @@ def filter_then_weight(
         raise ValueError(f"ridge is {ridge}: give a number >= 0")
     if not 0.0 <= guard <= 1.0:
         raise ValueError(f"guard is {guard}: give a number between 0 and 1")
+    if not callable(filter) and filter not in filters.NAMED:
+        raise ValueError(f"filter is {filter!r}: give {', '.join(map(repr, filters.NAMED))} or a callable")
     constraint = Simplex(1.0) if constraint is None else constraint
     with np.errstate(invalid="ignore", over="ignore"):  # what is not finite gets a status below
         b = similarity.scores(G, t, P)  # (n,)
@@ -160,7 +162,7 @@ def filter_then_weight(
     if near is not None:
         short = quotas.shorten(near, filters.top_k(b, n).indices, keep, size)
     short = np.sort(short)  # in the candidates' order, so that ties go by index
-    judges = short if filter != "top_k" else None  # where the filter needs no Gram matrix nobody is asked
+    judges = short if filters.needs_gram(filter) else None  # without a Gram matrix the guard has no doubt to weigh
     pull, a, ratio = guarded_scores(b, K, G, t, P, samples, guard, judges)  # (n,)
     near = None if near is None else near._replace(sources=near.sources[short])
     chosen = run_filter(filter, pull[short], K[np.ix_(short, short)], keep, ridge, near)
@@ -251,17 +253,13 @@ def run_filter(
     Under a quota a callable's picks come first, in its order, then the others by score; the best choice from that order
     is taken. A floor's samples pass.
     """
+    if not callable(chooser):
+        rule = filters.NAMED[chooser]
+        given = (b, K) if rule.needs_gram else (b,)
+        options = {"ridge": ridge} if rule.refits else {}
+        found: Filtered = rule.run(*given, keep, quota=places, **options)
+        return found._replace(count=keep)
     if places is not None:
-        if not callable(chooser):
-            named: dict[str, Any] = {
-                "matching": filters.matching,
-                "top_k": filters.top_k,
-                "greedy_utility": filters.greedy_utility,
-            }
-            options = {"ridge": ridge} if chooser == "matching" else {}
-            given = (b,) if chooser == "top_k" else (b, K)
-            found: Filtered = named[chooser](*given, keep, quota=places, **options)
-            return found._replace(count=keep)
         own = run_filter(chooser, b, K, keep, ridge)
         order = [*own.indices, *(i for i in filters.top_k(b, len(b)).indices if i not in own.indices)]
         value = np.empty(len(b))  # (s,)
@@ -270,14 +268,6 @@ def run_filter(
         passes[order[: len(b) if own.count == keep else own.count]] = True
         best = filters.top_k(value, keep, quota=places)._replace(count=keep)
         return filters.pass_floors(best, passes, places)
-    if chooser == "matching":
-        return filters.matching(b, K, keep, ridge)
-    if chooser == "top_k":
-        return filters.top_k(b, keep)
-    if chooser == "greedy_utility":
-        return filters.greedy_utility(b, K, keep)
-    if not callable(chooser):
-        raise ValueError(f"filter is {chooser!r}: give 'matching', 'top_k', 'greedy_utility' or a callable")
     chosen: Any = chooser(b, K, keep)
     indices, count = chosen
     picks = np.asarray(indices)  # (keep,)

@@ -62,12 +62,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def plant(mutation: Mutation, folder: Path) -> bool:
-    """Copy the core to ``folder`` with the error in it; return False if its text is not there."""
+    """Copy the core to ``folder`` with the error in it; return False unless its text occurs once."""
     source = Path(ftw.__file__).parent
     shutil.copytree(source, folder / "ftw", ignore=shutil.ignore_patterns("__pycache__"))
     path = folder / "ftw" / mutation.file
     text = path.read_text(encoding="utf-8") if path.exists() else ""
-    if mutation.old not in text:
+    if text.count(mutation.old) != 1:
         return False
     path.write_text(text.replace(mutation.old, mutation.new, 1), encoding="utf-8")
     return True
@@ -78,7 +78,7 @@ def try_one(mutation: Mutation, backends: tuple[str, ...] = ("numpy",)) -> Outco
     start = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="ftw-mutant-") as name:
         if not plant(mutation, Path(name)):
-            return Outcome(mutation, "stale", "its text is not in the file", 0.0)
+            return Outcome(mutation, "stale", "its text is not in the file, or not only once", 0.0)
         paths = os.pathsep.join(filter(None, (name, os.environ.get("PYTHONPATH"))))
         environment = {**os.environ, "PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1"}
         for backend in backends:

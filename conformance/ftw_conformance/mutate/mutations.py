@@ -1,7 +1,7 @@
 """Deliberate errors, as data: where, what stands there, what is put in its place, and what that would mean.
 
-Each must be caught by ``verify`` on the NumPy backend. The text on the left must occur in the file, once or more; the
-first occurrence is replaced. An error whose text is gone is reported as stale, which is a failure too.
+Each must be caught by ``verify`` on the NumPy backend. The text on the left must occur in the file exactly once. An
+error whose text is gone, or no longer says which place it means, is reported as stale, which is a failure too.
 """
 
 from __future__ import annotations
@@ -344,8 +344,8 @@ MUTATIONS: list[Mutation] = [
             "the quantile from the other end",
         ),
         (
-            ">= _array.scalar_like(value, scores)",
-            "> _array.scalar_like(value, scores)",
+            "xp.take(scores, best.indices) >= _array.scalar_like(value, scores)",
+            "xp.take(scores, best.indices) > _array.scalar_like(value, scores)",
             "a score equal to the value fails",
         ),
         ('side="right")', 'side="left")', "resample: off by one at the borders"),

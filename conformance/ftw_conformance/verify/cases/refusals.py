@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -188,18 +189,32 @@ def models_that_do_not_fit() -> list[Refusal]:
     return out
 
 
+def _plain(function: Any, b: Any, k: Any) -> Any:
+    return function(b, k)
+
+
+def _squared(function: Any, b: Any, k: Any) -> Any:
+    return function(b, b[:, None] * b[None, :], k)
+
+
+def _with_gram(function: Any, b: Any, K: Any) -> Any:
+    return function(b, K, 2)
+
+
 def filters() -> list[Refusal]:
     """Return filters, resampling."""
     b, K, u = ones(4), np.eye(4), ones(4) / 2
     f = api.filters
     calls: dict[str, tuple[Callable[..., Any], tuple[Any, ...], str]] = {}
     every: dict[str, Callable[..., Any]] = {
-        "top_k": lambda b, k: f.top_k(b, k),
         "threshold": lambda b, k: f.threshold(b, k, value=0.0),
-        "matching": lambda b, k: f.matching(b, b[:, None] * b[None, :], k),
-        "greedy_utility": lambda b, k: f.greedy_utility(b, b[:, None] * b[None, :], k),
         "boltzmann": lambda b, k: f.boltzmann(b, k, temperature=1.0, uniforms=b),
     }
+    for name, rule in spi.NAMED.items():
+        every[name] = partial(_squared if rule.needs_gram else _plain, getattr(f, name))
+        if rule.needs_gram:
+            call = partial(_with_gram, getattr(f, name))
+            calls[f"{name}/another gram"] = (call, (b, np.eye(3)), "gram")
     for name, function in every.items():
         for k, what in (
             (0, "lie in 1"),
@@ -210,11 +225,9 @@ def filters() -> list[Refusal]:
         ):
             calls[f"{name}/k={k}"] = (lambda b, function=function, k=k: function(b, k), (b,), what)
         calls[f"{name}/integers"] = (lambda b, function=function: function(b, 2), (np.ones(4, dtype=int),), "floats")
-        if name not in ("matching", "greedy_utility"):
+        if name not in spi.NAMED or not spi.NAMED[name].needs_gram:
             calls[f"{name}/two axes"] = (lambda b, function=function: function(b, 2), (ones(4, 1),), "vector of floats")
     calls |= {
-        "matching/another gram": (lambda b, K: f.matching(b, K, 2), (b, np.eye(3)), "gram"),
-        "greedy_utility/another gram": (lambda b, K: f.greedy_utility(b, K, 2), (b, np.eye(3)), "gram"),
         "matching/negative ridge": (lambda b, K: f.matching(b, K, 2, ridge=-0.1), (b, K), "ridge"),
         "greedy_utility/negative redundancy": (
             lambda b, K: f.greedy_utility(b, K, 2, redundancy=-1.0),

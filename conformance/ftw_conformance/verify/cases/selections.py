@@ -126,7 +126,7 @@ def select(
             warnings.simplefilter("ignore")
             norms = float(np.mean([x @ P @ x for x in T]))
             asked: dict[str, float] = {}
-            if filter != "top_k" and np.isfinite(b).all() and np.isfinite(G[short]).all():
+            if ref.filters.needs_gram(filter) and np.isfinite(b).all() and np.isfinite(G[short]).all():
                 asked = {"doubt": ref.guard.doubt(b[short], ref.gram(G[short], P), square, norms), "slope": 4.0}
             a, ratio = (
                 (0.0, math.nan)
@@ -136,7 +136,7 @@ def select(
         ratio = math.inf if len(T) == 1 else ratio
         pull = (1 - a) * b + a * (G @ P @ pool)
     K = ref.gram(G, P)
-    gram_seen = K[np.ix_(short, short)] if filter != "top_k" else np.zeros(1)
+    gram_seen = K[np.ix_(short, short)] if ref.filters.needs_gram(filter) else np.zeros(1)
     status = OK
     if not (np.isfinite(b).all() and np.isfinite(gram_seen).all() and not math.isnan(ratio)):
         status = NOT_FINITE

@@ -61,7 +61,7 @@ def account_filtered(name: str, k: int, what: str) -> Callable[..., dict[str, Ex
     options = {"quantile": 0.4} if name == "threshold" else {}
 
     def account(got: Mapping[str, Array], sources: Array, *inputs: Array) -> dict[str, Expect]:
-        best = getattr(ref, name)(*inputs, k, quota=ref.Quota(sources, *QUOTAS[what]), **options)
+        best = getattr(ref.filters, name)(*inputs, k, quota=ref.Quota(sources, *QUOTAS[what]), **options)
         return {"indices": exactly(best.indices), "count": exactly(best.count)}
 
     return account
@@ -140,7 +140,7 @@ def account_projected(what: str) -> Callable[..., dict[str, Expect]]:
 
 
 @cache
-def selected(what: str, filter: str, shortlist: Any, fill: str, shares: str | None) -> Callable[..., dict[str, Any]]:
+def selected(what: str, filter: Any, shortlist: Any, fill: str, shares: str | None) -> Callable[..., dict[str, Any]]:
     """Return a call of the whole choice under a quota or shares, with its reasons."""
 
     def call(x: Any, target: Any, geometry: Any, sources: Any) -> dict[str, Any]:
@@ -202,11 +202,8 @@ def why(
     last = max(where[int(i)] for i in short)
     inside = near._replace(sources=near.sources[short])
     c, A = b[short], K[np.ix_(short, short)]
-    value = {
-        "top_k": lambda picks: c,
-        "matching": lambda picks: ref.filters.left_over(c, A, picks, 0.05),
-    }[filter]
-    _, beaten = ref.quotas.pick_each(inside, value, 5)
+    rule = ref.filters.NAMED[filter]
+    _, beaten = ref.quotas.pick_each(inside, rule.value(c, A, 5, 0.05), 5)
     code, residual = np.full(n, ftw.Reason.REFUSED_SCORE, dtype=np.int32), np.full(n, np.nan)
     rival, similarity = np.full(n, -1), np.full(n, np.nan)
     left = b - K[:, s.indices] @ fitted
@@ -220,11 +217,11 @@ def why(
             code[i] = ftw.Reason.REFUSED_HARMFUL
         elif beaten[np.searchsorted(short, i)]:
             code[i] = ftw.Reason.REFUSED_QUOTA
-        elif filter != "top_k":
+        elif rule.needs_gram:
             code[i] = ftw.Reason.REFUSED_REDUNDANT
             cosines = K[i, s.indices] / np.sqrt(K[i, i] * np.diag(K)[s.indices])
             rival[i], similarity[i] = s.indices[np.argmax(cosines)], np.max(cosines)
-        if (i in short if filter != "top_k" else i in s.indices) and not unusable:
+        if (i in short if rule.needs_gram else i in s.indices) and not unusable:
             residual[i] = left[i]
     return {
         "code": exactly(code),
@@ -241,9 +238,10 @@ def cases() -> list[Case]:
     G = rng.normal(size=(N, 16))
     b, K = G @ (G[:4].sum(axis=0) + rng.normal(size=16)), G @ G.T
     for what in QUOTAS:
-        for name in ("top_k", "threshold", "greedy_utility", "matching"):
-            inputs = (SOURCES, b) if name in ("top_k", "threshold") else (SOURCES, b, K)
-            heavy = what != "both" or name == "matching"
+        for name in (*ref.filters.NAMED, "threshold"):
+            rule = ref.filters.NAMED.get(name)
+            inputs = (SOURCES, b, K) if rule and rule.needs_gram else (SOURCES, b)
+            heavy = what != "both" or bool(rule and rule.refits)
             call, account = filtered(name, 5, what), account_filtered(name, 5, what)
             wide = ("float64", "float32") if name == "top_k" else ("float64",)
             out.append(Case(f"quotas/{name}/{what}", call, inputs, account, wide, loops=len(inputs) > 2, heavy=heavy))
@@ -285,7 +283,7 @@ def cases() -> list[Case]:
     x = models.records(rng, N, 3, models.SMALL)
     target, geometry = models.target(rng, x), models.geometry(rng, x, 1)
     for what in (*QUOTAS, ""):
-        for filter in ("matching", "top_k"):
+        for filter in (name for name, rule in ref.filters.NAMED.items() if rule.value):
             for shortlist, fill, shares in ((None, "raise", None), (6, "relax", None), (7, "raise", "both")):
                 if not what and not shares:
                     continue
