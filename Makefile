@@ -3,6 +3,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 THREADS ?= 1
+PYTHON_IS_NEW = @$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.exit(None if sys.version_info >= (3, 11) \
+	else "error: ftw needs Python 3.11 or newer, and $(PYTHON) is " + v + ": make PYTHON=python3.12 ...")'
 
 .PHONY: demo check test test-slow test-transformers-4 bench real-data docs format lint types clean
 
@@ -48,6 +50,7 @@ clean:
 
 # Packages come in groups, so that the demo does not wait for what only the tests need.
 $(VENV)/bin/python:
+	$(PYTHON_IS_NEW)
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --upgrade "pip>=25.1"
 
@@ -56,13 +59,14 @@ $(VENV)/demo.stamp: $(VENV)/bin/python pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/test.stamp: $(VENV)/bin/python pyproject.toml constraints.txt
-	$(PIP) -e ".[all]" --group test --group lint
+	$(PIP) -e ".[all,bench,examples]" --group test --group lint
 	touch $@
 
 $(VENV)-transformers-4/test.stamp: pyproject.toml constraints.txt
+	$(PYTHON_IS_NEW)
 	$(PYTHON) -m venv $(VENV)-transformers-4
 	$(VENV)-transformers-4/bin/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(VENV)-transformers-4/bin/python -m pip install --quiet -c constraints.txt -e ".[all]" --group test "transformers==4.57.*"
+	$(VENV)-transformers-4/bin/python -m pip install --quiet -c constraints.txt -e ".[all,bench,examples]" --group test "transformers==4.57.*"
 	touch $@
 
 $(VENV)/docs.stamp: $(VENV)/bin/python pyproject.toml constraints.txt

@@ -4,6 +4,10 @@ select = ftw_jax.filter_then_weight(loss, tx, keep=16)                       # l
 grads, selection = jax.jit(select)(params, opt_state, pool, target)          # grads feed tx.update
 """
 
+from ftw.command_line import require as _require
+
+_require("ftw_jax", "jax", "optax", extra="jax")
+
 from .geometry import geometry, linear_updates
 from .step import capture_plan, filter_then_weight
 

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 import ftw
 import ftw_jax
@@ -116,8 +116,12 @@ class Framework:
         self.params: Any = initial(harness.LENGTH - 1)
 
     def progress(self, **options: Any) -> Any:
-        """Return a progress bar."""
-        return tqdm(**options)
+        """Return a progress bar, silent where there is no terminal."""
+        return tqdm(**options, disable=None)
+
+    def write(self, text: str) -> None:
+        """Print a line above the bar."""
+        tqdm.write(text, file=sys.stderr)
 
     def pretrain(self, corpus: Corpus, steps: int) -> int:
         """Train the model that all runs start from; returns its number of parameters."""
@@ -131,7 +135,7 @@ class Framework:
             return optax.apply_updates(params, updates), state, value
 
         rng, state = random.Random(0), optimizer.init(self.params)
-        with tqdm(range(steps), desc="pretraining", unit="step", dynamic_ncols=True) as bar:
+        with tqdm(range(steps), desc="pretraining", unit="step", dynamic_ncols=True, disable=None) as bar:
             for _ in bar:
                 batch = batch_of(rng.sample(corpus.pretrain, 32))
                 self.params, state, value = step(self.params, state, batch)

@@ -1,5 +1,9 @@
 """PyTorch adapter of Filter-then-Weight: one line where ``loss.backward()`` stood."""
 
+from ftw.command_line import require as _require
+
+_require("ftw_torch", "torch", extra="torch")
+
 from .capture.registry import register_rule
 from .errors import CaptureWarning, NonFiniteError, PlanWarning, SelectionError, SelectionWarning, TargetWarning
 from .optim.geometry import geometry, linear_update, register_optimizer

@@ -1,7 +1,7 @@
 """The demos, but for the framework: what is learned from what, the runs, the options, the table and the page.
 
 A small byte-level GPT is pretrained on library source, encodings tables and Unicode names. Then it should learn
-English prose, from 24 samples of it as the target and a polluted stream: of the 64 samples that arrive at each step,
+English prose, from 40 samples of it as the target and a polluted stream: of the 64 samples that arrive at each step,
 10 % are prose, 25 % have their bytes shuffled, 20 % are copies, the rest is more of what it knows already. Four of them
 are trained on. Which four? At random; the four best by ``<g_i, P g_T>``; or by Filter-then-Weight. What counts is the
 loss on prose that occurs nowhere else. All the text is part of Python itself; ``--pool`` and ``--target`` take yours.
@@ -13,7 +13,6 @@ import argparse
 import platform
 import random
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ftw import report
+from ftw.command_line import INTERRUPTED, Parser, check_output, print_table, replay, warnings_through
 
 from . import corpus as corpora
 from .text_files import TextError, read_files
@@ -28,10 +28,10 @@ from .text_files import TextError, read_files
 __all__ = ["LENGTH", "METHOD", "RANDOM", "TOP_K", "Framework", "Learner", "main"]
 
 LENGTH = 65  # bytes in a sample
-TARGETS = 24  # target samples
+TARGETS = 40  # target samples
 TESTS = 128  # test samples
 SHARES = {"domain": 0.10, "shuffled": 0.25, "copied": 0.20}  # of a pool
-RANDOM, TOP_K, METHOD = "random", "top-k", "Filter-then-Weight"
+METHODS = RANDOM, TOP_K, METHOD = "random", "top-k", "Filter-then-Weight"
 
 
 class Learner(Protocol):
@@ -57,6 +57,10 @@ class Framework(Protocol):
 
     def progress(self, **options: Any) -> Any:
         """Return a progress bar, as a context (tqdm's)."""
+        ...
+
+    def write(self, text: str) -> None:
+        """Print a line above the bar, to the error stream."""
         ...
 
     def pretrain(self, corpus: corpora.Corpus, steps: int) -> int:
@@ -129,7 +133,7 @@ def read_corpus(options: argparse.Namespace) -> corpora.Corpus:
 
 def arguments(given: Sequence[str] | None, prog: str) -> argparse.Namespace:
     """Return the options of the command line."""
-    parser = argparse.ArgumentParser(prog=prog, description=(__doc__ or "").split("\n\n")[1])
+    parser = Parser(prog=prog, description=(__doc__ or "").split("\n\n")[1])
     add = parser.add_argument
     add("--pool", nargs="+", metavar="PATH", help="text files and folders: what to pretrain on and to pick from")
     add("--target", nargs="+", metavar="PATH", help="text files and folders: what to learn")
@@ -139,7 +143,7 @@ def arguments(given: Sequence[str] | None, prog: str) -> argparse.Namespace:
     add("--keep", type=int, default=4, metavar="K", help="samples trained on in a step (default: 4)")
     add("--pool-size", type=int, default=64, metavar="N", help="samples that arrive at a step (default: 64)")
     add("--output", type=Path, default=Path("demo.html"), metavar="PAGE", help="the page (default: demo.html)")
-    add("--record", type=Path, metavar="FILE", help="keep the record of the runs, JSON lines, in this file")
+    add("--record", type=Path, metavar="FILE", help="the record of the runs, JSON lines (default: beside the page)")
     add("--quick", action="store_true", help="2 seeds, 20 steps, less pretraining: does it run at all?")
     options = parser.parse_args(given)
     options.seeds = options.seeds if options.seeds is not None else 2 if options.quick else 5
@@ -149,8 +153,17 @@ def arguments(given: Sequence[str] | None, prog: str) -> argparse.Namespace:
             parser.error(f"--{name.replace('_', '-')} must be at least 1")
     if options.keep > options.pool_size:
         parser.error(f"--keep {options.keep} is more than --pool-size {options.pool_size}")
-    if not options.output.parent.is_dir():
-        parser.error(f"--output: there is no folder {options.output.parent}")
+    options.record = options.record or options.output.with_suffix(".jsonl")
+    if options.record.resolve() == options.output.resolve():
+        parser.error(f"--output {options.output}: is the record's name; give the page another suffix, as .html")
+    inputs = [Path(path).resolve() for path in (*(options.pool or ()), *(options.target or ()))]
+    try:
+        for option, path in {"--output": options.output, "--record": options.record}.items():
+            if path.resolve() in inputs:
+                parser.error(f"{option} {path}: would overwrite an input; give another name")
+            check_output(path, option)
+    except OSError as error:
+        parser.error(str(error))
     return options
 
 
@@ -178,52 +191,87 @@ def setup(options: argparse.Namespace, corpus: corpora.Corpus, count: int, versi
     }
 
 
-def run(framework: Framework, options: argparse.Namespace, corpus: corpora.Corpus, path: Path) -> report.Record:
+def warm_up(framework: Framework, options: argparse.Namespace, corpus: corpora.Corpus, sizes: dict[str, int]) -> None:
+    """Take one step of each method that is thrown away: what is compiled at the first call is no part of a time."""
+    stream = corpora.Stream(corpus, options.pool_size, seed=0, domain=0.0, shuffled=0.0, copied=0.0)
+    for method in METHODS:
+        learner = framework.learner(method, 0, **sizes)
+        learner.choose(stream.pool(1), stream.target(TARGETS))
+        learner.update()
+
+
+def run(framework: Framework, options: argparse.Namespace, corpus: corpora.Corpus, config: Any) -> report.Record:
     """Pretrain once, adapt with each method and seed, and return the record."""
     test = random.Random(0).sample(corpus.test, min(TESTS, len(corpus.test)))
     count = framework.pretrain(corpus, 120 if options.quick else 400)
     domain, shuffled, copied = (0.0, 0.0, 0.0) if options.as_is else SHARES.values()
-    methods = (RANDOM, TOP_K, METHOD)
-    total = options.seeds * len(methods) * options.steps
+    total = options.seeds * len(METHODS) * options.steps
     header = setup(options, corpus, count, framework.versions)
+    sizes = {"keep": options.keep, "pool": options.pool_size, "target": min(TARGETS, len(corpus.target))}
+    warm_up(framework, options, corpus, sizes)
     with (
-        report.Recorder(path, text=True, fresh=True, **header) as recorder,
+        report.Recorder(options.record, text=True, fresh=True, config=config, **header) as recorder,
         framework.progress(total=total, unit="step", dynamic_ncols=True) as bar,
     ):
         for seed in range(options.seeds):
             stream = corpora.Stream(
                 corpus, options.pool_size, seed=seed, domain=domain, shuffled=shuffled, copied=copied
             )
-            for method in methods:
-                sizes = {"keep": options.keep, "pool": options.pool_size, "target": min(TARGETS, len(corpus.target))}
+            for method in METHODS:
                 learner = framework.learner(method, seed, **sizes)
                 adapt(learner, method, seed, stream, test, recorder, options, bar)
         bar.set_description("adapted")
-    return report.read(path)
+    return report.read(options.record)
 
 
 def main(framework: Framework, given: Sequence[str] | None, prog: str) -> int:
-    """Run the demo."""
+    """Run the demo; returns 0, 1 after an error, 130 after an interrupt."""
     options = arguments(given, prog)
-    began = time.perf_counter()
+    before, began = _written(options.record), time.perf_counter()
     try:
-        corpus = read_corpus(options)
-        with tempfile.TemporaryDirectory() as folder:
-            record = run(framework, options, corpus, options.record or Path(folder, "demo.jsonl"))
-        report.write(record, options.output)
+        with warnings_through(framework.write):
+            corpus = read_corpus(options)
+            record = run(framework, options, corpus, replay(prog, given, options))
+        show(record, corpus, options)
     except (OSError, TextError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"\nLoss on {corpus.domain} that occurs nowhere else; {options.seeds} seeds of {options.steps} steps")
-    print_table(report.table(record))
-    print(f"\nThe curves, what was picked and what was refused: {options.output}")
+    except KeyboardInterrupt:
+        print(f"\nInterrupted: {_kept(options.record, before)}.", file=sys.stderr)
+        return INTERRUPTED
+    try:
+        report.write(record, options.output)
+    except OSError as error:
+        again = f"python -m ftw.report {options.record} -o PAGE"
+        print(f"error: no page, {error}; the record is whole, and makes one elsewhere: {again}", file=sys.stderr)
+        return 1
+    print(f"\nThe curves, what was picked and what was refused: {options.output}; the record: {options.record}")
     print(f"{time.perf_counter() - began:.0f} seconds in all")
     return 0
 
 
-def print_table(rows: list[list[str]]) -> None:
-    """Print rows of text in columns, the first to the left."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        first, *others = (cell.rjust(width) for cell, width in zip(row, widths, strict=True))
-        print("  ".join([row[0].ljust(len(first)), *others]).rstrip())
+def show(record: report.Record, corpus: corpora.Corpus, options: argparse.Namespace) -> None:
+    """Print the table; the loss at the start, the same for all, stands above it."""
+    rows = report.table(record)
+    starts = {row[rows[0].index("start")] for row in rows[1:]} if "start" in rows[0] else set()
+    before = ""
+    if len(starts) == 1:
+        column = rows[0].index("start")
+        rows = [[*row[:column], *row[column + 1 :]] for row in rows]
+        before = f"; before the first step {starts.pop()}"
+    print(
+        f"\nLoss on {corpus.domain} that occurs nowhere else\n{options.seeds} seeds of {options.steps} steps{before}\n"
+    )
+    print_table(rows)
+
+
+def _kept(record: Path, before: Any) -> str:
+    """Return what is left of a run that was interrupted."""
+    if _written(record) == before:
+        return f"no step was taken yet, and the record {record} not begun"
+    return f"the record {record} has the steps so far; its page: python -m ftw.report {record}"
+
+
+def _written(path: Path) -> tuple[int, int] | None:
+    """Return when a file was last written and its size, None if there is none."""
+    return (path.stat().st_mtime_ns, path.stat().st_size) if path.is_file() else None

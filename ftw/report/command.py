@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from ftw.command_line import Parser, check_output
 
 from .decisions import why
 from .page import write
@@ -16,7 +17,7 @@ __all__ = ["main"]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Make the page of one or several records, or print what was decided about one sample."""
-    parser = argparse.ArgumentParser(prog="python -m ftw.report", description="Make a page from the record of a run.")
+    parser = Parser(prog="python -m ftw.report", description="Make a page from the record of a run.")
     parser.add_argument("records", nargs="+", metavar="run.jsonl", help="records, shown together")
     parser.add_argument("-o", "--output", metavar="page.html", help="the page (default: beside the first record)")
     parser.add_argument("--why", metavar="ID", help="print what was decided about this sample, and make no page")
@@ -36,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if any(output.resolve() == Path(path).resolve() for path in options.records):
             raise ValueError(f"{output}: is a record itself; give another name with -o")
+        check_output(output, "-o")
         write(read(*options.records), output)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -257,7 +257,7 @@ def _card(sample: Mapping[str, Any], colours: Mapping[str, int]) -> str:
 
 def _setup(record: Record) -> str:
     """Return everything else that the header says."""
-    known = {"kind", "format", "version", "text", "title", "note", "highlight", "domain"}
+    known = {"kind", "format", "version", "text", "title", "note", "highlight", "domain", "config"}
     rows = "".join(f"<dt>{safe(k)}</dt><dd>{safe(_flat(v))}</dd>" for k, v in record.header.items() if k not in known)
     return f"<section><h2>Setup</h2><dl>{rows}</dl></section>" if rows else ""
 

@@ -213,9 +213,41 @@ def test_the_command(tmp_path, capsys):
     gaps = [finals[baselines.METHOD][s] - finals[baselines.LESS][s] for s in range(2)]
     assert_allclose(cells[baselines.METHOD]["against"][baselines.LESS]["mean"], np.mean(gaps))
     assert f"{np.mean(list(finals['random'].values())):.3f}" in out["markdown"].read_text()
+    config = lines[0]["config"]
+    assert config["command"].startswith("python -m ftw_conformance efficacy --task digits-10")
+    assert config["options"]["seeds"] == 2
+    assert "numpy" in config["packages"]
     html = out["page"].read_text()
     assert "<svg" in html
     assert "http" not in html
+
+
+def test_an_interrupt_keeps_the_finished_runs(tmp_path, monkeypatch, capsys):
+    done, real = [], runs.run
+
+    def interrupted(job):
+        done.append(job)
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        return real(job)
+
+    monkeypatch.setattr(runs, "run", interrupted)
+    path = tmp_path / "runs.jsonl"
+    given = ["--task", "digits-10", "--methods", "random", "--seeds", "3", "--steps", "2", "--jobs", "1"]
+    assert command.main([*given, "--runs", str(path)]) == 130
+    printed = capsys.readouterr()
+    assert f"Interrupted: {path} has the runs that are finished; the same command goes on from there" in printed.err
+    assert "Traceback" not in printed.err
+    assert len(runs.read(path)) == 1
+
+
+@pytest.mark.parametrize("option", ["--json", "--page", "--markdown", "--runs"])
+def test_a_folder_as_output_is_found_before_any_run(tmp_path, capsys, option):
+    with pytest.raises(SystemExit) as stop:
+        command.main(["--task", "digits-10", "--runs", str(tmp_path / "runs.jsonl"), option, str(tmp_path)])
+    assert stop.value.code == 2
+    assert f"{option} {tmp_path}: is a folder" in capsys.readouterr().err
+    assert not (tmp_path / "runs.jsonl").exists()
 
 
 def test_the_page_escapes():

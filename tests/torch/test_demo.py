@@ -1,6 +1,8 @@
 """The demo, from the command line to the page, in a configuration of seconds."""
 
+import errno
 import hashlib
+import importlib.metadata
 import re
 import sysconfig
 
@@ -40,10 +42,16 @@ def test_from_the_command_line_to_the_page(tmp_path, capsys):
     assert code == 0
     for name in ("random", "top-k", "Filter-then-Weight", "against random", "against top-k", "effective", "seconds"):
         assert name in printed.out
-    assert re.search(r"Filter-then-Weight +\d\.\d{3} +\d\.\d{3} ± \d\.\d{3} +[-+]\d", printed.out)
-    assert "pretraining" in printed.err  # the progress bars
+    assert re.search(r"4 steps; before the first step \d\.\d{3}\n", printed.out)
+    assert re.search(r"Filter-then-Weight +\d\.\d{3} ± \d\.\d{3} +[-+]\d", printed.out)
+    assert max(len(line) for line in printed.out.splitlines() if str(tmp_path) not in line) <= 80
+    assert "pretraining" not in printed.err  # no terminal, no bars
 
     record = report.read(path)
+    config = record.header["config"]
+    assert config["command"].startswith("python -m ftw_torch.demo --steps 4 --seeds 2")
+    assert config["options"]["pool_size"] == 20
+    assert config["packages"]["torch"] == importlib.metadata.version("torch")
     assert {method: [r.seed for r in runs] for method, runs in record.methods.items()} == {
         name: [0, 1] for name in ("random", "top-k", "Filter-then-Weight")
     }
@@ -116,13 +124,76 @@ def test_text_that_will_not_do(tmp_path, monkeypatch, capsys, options, message):
 
 
 @pytest.mark.parametrize(
-    "options", [["--keep", "21"], ["--keep", "0"], ["--seeds", "0"], ["--output", "no/such/folder/page.html"]]
+    "options",
+    [
+        ["--keep", "21"],
+        ["--keep", "0"],
+        ["--seeds", "0"],
+        ["--output", "no/such/folder/page.html"],
+        ["--output", "."],
+        ["--record", "no/such/folder/run.jsonl"],
+    ],
 )
 def test_options_that_will_not_do(tmp_path, capsys, options):
     with pytest.raises(SystemExit) as stop:
         run(tmp_path, *options)
     assert stop.value.code == 2
     assert f"{options[0]}" in capsys.readouterr().err
+
+
+def test_the_page_and_the_record_are_two_files_and_no_input(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "wanted.html").write_text("kept")
+    for options in (["--output", "run.jsonl"], ["--output", "wanted.html", "--target", "wanted.html"]):
+        with pytest.raises(SystemExit) as stop:
+            demo.main(options)
+        assert stop.value.code == 2
+        assert options[1] in capsys.readouterr().err
+    assert (tmp_path / "wanted.html").read_text() == "kept"
+
+
+def test_an_interrupt_names_the_record_and_how_to_make_its_page(tmp_path, monkeypatch, capsys):
+    choose, calls = demo.Learner.choose, []
+
+    def interrupted(self, pool, target):
+        calls.append(0)
+        if len(calls) == 3 + 6:  # the three of the warm-up, then five steps
+            raise KeyboardInterrupt
+        return choose(self, pool, target)
+
+    monkeypatch.setattr(demo.Learner, "choose", interrupted)
+    code, page, record = run(tmp_path)
+    printed = capsys.readouterr()
+    assert code == 130
+    assert f"the record {record} has the steps so far; its page: python -m ftw.report {record}" in printed.err
+    assert "Traceback" not in printed.err
+    assert not page.exists()
+    assert [len(one.steps) for one in report.read(record).runs] == [5, 2]
+    assert report.main([str(record)]) == 0
+    assert "</html>" in record.with_suffix(".html").read_text(encoding="utf-8")
+
+    def at_once(self, corpus, steps):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(demo.Framework, "pretrain", at_once)
+    code, _, again = run(tmp_path)
+    assert code == 130
+    assert f"no step was taken yet, and the record {again} not begun" in capsys.readouterr().err
+    assert [len(one.steps) for one in report.read(record).runs] == [5, 2]  # what was there is kept
+
+
+def test_results_are_printed_before_a_page_that_fails(tmp_path, monkeypatch, capsys):
+    def full(record, path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(report, "write", full)
+    code, _, record = run(tmp_path, "--seeds", "1")
+    printed = capsys.readouterr()
+    assert code == 1
+    assert "Filter-then-Weight" in printed.out
+    assert f"No space left on device; the record is whole, and makes one elsewhere: python -m ftw.report {record}" in (
+        printed.err
+    )
 
 
 def test_the_model_is_causal_and_small():

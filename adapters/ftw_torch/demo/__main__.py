@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 import ftw
 from ftw.demo import harness
@@ -69,15 +69,19 @@ class Framework:
         self.model = GPT(harness.LENGTH - 1)
 
     def progress(self, **options: Any) -> Any:
-        """Return a progress bar."""
-        return tqdm(**options)
+        """Return a progress bar, silent where there is no terminal."""
+        return tqdm(**options, disable=None)
+
+    def write(self, text: str) -> None:
+        """Print a line above the bar."""
+        tqdm.write(text, file=sys.stderr)
 
     def pretrain(self, corpus: Corpus, steps: int) -> int:
         """Train the model that all runs start from; returns its number of parameters."""
         rng = random.Random(0)
         optimizer = torch.optim.AdamW(self.model.parameters(), lr=3e-3)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=steps)
-        with tqdm(range(steps), desc="pretraining", unit="step", dynamic_ncols=True) as bar:
+        with tqdm(range(steps), desc="pretraining", unit="step", dynamic_ncols=True, disable=None) as bar:
             for _ in bar:
                 loss = per_sample_loss(self.model, batch_of(rng.sample(corpus.pretrain, 32))).mean()
                 optimizer.zero_grad()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import platform
 import sys
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 
 import ftw
+from ftw.command_line import INTERRUPTED, Parser, check_output, print_table, replay
 
 from . import data
 from .errors import TrialError
@@ -21,12 +21,10 @@ from .page import READING, render
 
 __all__ = ["main"]
 
-INTERRUPTED = 130
-
 
 def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     """Return the options of the command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m ftw_torch.trial",
         description="Does selection pay on your model and data? Trains on random batches, random batches with target "
         "samples, whole pools, forward top-k and Filter-then-Weight for the same time each, and says which to use.",
@@ -92,8 +90,10 @@ def outputs(options: argparse.Namespace) -> tuple[Path, Path]:
             raise TrialError(f"--output {page}: would overwrite the input {path}; give another name")
         if path.is_dir():
             raise TrialError(f"--output {page}: {path} is a folder")
-        if not os.access(path if path.exists() else path.parent, os.W_OK) or not os.access(path.parent, os.W_OK):
-            raise TrialError(f"--output {page}: {path} cannot be written: it, or its folder, is read-only")
+        try:
+            check_output(path, "--output")
+        except OSError as error:
+            raise TrialError(str(error)) from None
     return page, record
 
 
@@ -110,7 +110,7 @@ def read_tables(options: argparse.Namespace) -> dict[str, data.Table]:
     return tables
 
 
-def trial(options: argparse.Namespace) -> None:
+def trial(options: argparse.Namespace, config: dict[str, Any]) -> None:
     """Check everything, run the trial, print the table and write the page."""
     page, record = outputs(options)
     tables = read_tables(options)
@@ -150,7 +150,7 @@ def trial(options: argparse.Namespace) -> None:
         minutes=options.minutes,
         seeds=options.seeds,
         record=record,
-        header={**setup, "notes": notes},
+        header={**setup, "notes": notes, "config": config},
     )
     about: dict[str, Any] = {
         **setup,
@@ -158,23 +158,16 @@ def trial(options: argparse.Namespace) -> None:
         "step": f"{options.keep} of {options.pool_size} candidates, {options.target_size} target samples",
         "run": f"{result.seconds:.3g} s of training, {max(o.seed for o in result.outcomes)} seeds",
     }
-    part = page.with_name(page.name + ".part")
-    part.write_text(render(result, about), encoding="utf-8", errors="replace")
-    part.replace(page)
     print()
     print_table(result.table())
     print(f"\n{READING}")
     for note in result.notes:
         print(f"- {note}")
-    print(f"\n{result.sentence}\n\nThe curves: {page}, the record: {record}")
-
-
-def print_table(rows: list[list[str]]) -> None:
-    """Print rows of text in columns, the first to the left."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
-        print("  ".join([row[0].ljust(widths[0]), *cells[1:]]).rstrip())
+    print(f"\n{result.sentence}\n")
+    part = page.with_name(page.name + ".part")
+    part.write_text(render(result, about), encoding="utf-8", errors="replace")
+    part.replace(page)
+    print(f"The curves: {page}, the record: {record}")
 
 
 def main(given: Sequence[str] | None = None) -> int:
@@ -183,12 +176,12 @@ def main(given: Sequence[str] | None = None) -> int:
     record = options.output.with_suffix(".jsonl")
     before = _written(record)
     try:
-        trial(options)
+        trial(options, replay("python -m ftw_torch.trial", given, options))
     except (TrialError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        kept = f"the record {record} has what was measured"
+        kept = f"the record {record} has what was measured; its page: python -m ftw.report {record}"
         if _written(record) == before:
             kept = f"nothing was measured yet, and the record {record} not begun"
         print(f"\nInterrupted before the verdict: {kept}.", file=sys.stderr)

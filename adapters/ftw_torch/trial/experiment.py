@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from ftw.report import Recorder
 
@@ -214,7 +214,7 @@ def _outcomes(
     runs = len(arms) * (len(rates) + planned.seeds)
     names = [*arms]
     with tqdm(
-        total=runs * planned.seconds, unit="s", disable=not progress, dynamic_ncols=True, mininterval=0.5,
+        total=runs * planned.seconds, unit="s", disable=None if progress else True, dynamic_ncols=True, mininterval=0.5,
         bar_format="{desc}{percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s of training [{elapsed}]",
     ) as bar:  # fmt: skip
 

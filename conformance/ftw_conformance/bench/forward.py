@@ -8,7 +8,6 @@ bfloat16; the step s is the selector's own, and powers of ten times it, which sh
 
 from __future__ import annotations
 
-import argparse
 import copy
 import statistics
 from contextlib import nullcontext
@@ -19,6 +18,7 @@ from ftw_torch import FilterThenWeight
 from torch import Tensor, nn
 
 import ftw
+from ftw.command_line import Parser
 
 from .torch_models import GPT, lm_loss
 
@@ -100,7 +100,7 @@ def own_step(model: nn.Module, optimizer: Any, target: Tensor, eps: float) -> fl
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command."""
-    parser = argparse.ArgumentParser(prog="ftw_conformance bench forward", description=__doc__)
+    parser = Parser(prog="python -m ftw_conformance bench forward", description=__doc__)
     parser.add_argument("--steps", type=int, default=100, help="steps of training before the comparison")
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--pool", type=int, default=64)

@@ -22,6 +22,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from ftw.command_line import Parser, print_table
+
 __all__ = ["main"]
 
 WIDTH, HEADS, LAYERS, VOCABULARY = 256, 4, 4, 4096
@@ -192,7 +194,7 @@ def updates() -> list[list[str]]:
 
 def main(argv: list[str] | None = None) -> int:
     """Print the tables; see the module's docstring."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m ftw_conformance bench jax",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -207,19 +209,12 @@ def main(argv: list[str] | None = None) -> int:
     heads = ["", "floor", "FLOPs", "/floor", "time", "/floor", "memory", "MiB", "compile s"]
     if options.updates:
         print("error of the predicted change, relative, at gradients so far from the one it was read at\n")
-        show(updates())
+        print_table(updates())
         return 0
     for length, n in options.shape or [(128, 32), (512, 16)]:
         print(f"\nT={length} N={n} V={n // 8} k={n // 4} n={n // 2}, ratios to the plain pool step\n")
-        show([heads, *measure(length, n, options.rounds, options.quick)])
+        print_table([heads, *measure(length, n, options.rounds, options.quick)])
     return 0
-
-
-def show(rows: list[list[str]]) -> None:
-    """Print rows of text in columns, the first to the left."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for first, *cells in rows:
-        print("  ".join([first.ljust(widths[0]), *(c.rjust(w) for c, w in zip(cells, widths[1:], strict=True))]))
 
 
 if __name__ == "__main__":

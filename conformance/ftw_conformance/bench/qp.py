@@ -14,7 +14,6 @@ for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_multi_thread_eigen=false"
 
-import argparse  # noqa: E402
 import importlib  # noqa: E402
 import secrets  # noqa: E402
 import time  # noqa: E402
@@ -24,6 +23,7 @@ from typing import Any  # noqa: E402
 import numpy as np  # noqa: E402
 
 import ftw.qp  # noqa: E402
+from ftw.command_line import Parser  # noqa: E402
 from ftw.constraints import Box, CappedSimplex, NonNegative, Simplex  # noqa: E402
 from ftw_conformance.problems import KINDS, make  # noqa: E402
 
@@ -45,13 +45,15 @@ FIGURES = (  # route, size, asked: median over kinds, worst kind
 
 def main(argv: list[str] | None = None) -> int:
     """Print the tables; the exit code is 1 if a problem was not solved."""
-    parser = argparse.ArgumentParser(prog="python -m ftw_conformance bench qp", description=__doc__)
+    parser = Parser(prog="python -m ftw_conformance bench qp", description=__doc__)
     parser.add_argument("--seed", type=int, help="repeat a run; drawn anew if absent")
     parser.add_argument("--rounds", type=int, default=5, help="problems of each kind and size")
     parser.add_argument("--sizes", type=int, nargs="+", default=[16, 32, 64, 256])
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS))
     parser.add_argument("--skip", nargs="*", default=[], help="solvers to leave out")
     options = parser.parse_args(argv)
+    if "daqp" in options.skip:
+        parser.error("--skip daqp: every ratio is to its time")
     seed = secrets.randbelow(2**31) if options.seed is None else options.seed
     print(f"seed {seed}, {options.rounds} rounds, {len(options.kinds)} kinds, simplex, float64, CPU time, one thread\n")
     solvers = installed(options.skip)
@@ -157,11 +159,8 @@ def times(solvers: dict[str, Solver], n: int, seed: int, options: Any) -> None:
 def batch(seed: int, options: Any) -> None:
     """Print the time of 64 problems of n = 32: vmap, leading axes, and loops of daqp and of the reference."""
     routes: dict[str, Callable[[np.ndarray, np.ndarray], Callable[[], Any]]] = {}
-    try:
-        one = daqp()
-        routes["daqp, a loop"] = lambda K, c: lambda: [one(a, b)() for a, b in zip(K, c, strict=True)]
-    except ImportError:
-        print("not installed: daqp")
+    one = daqp()
+    routes["daqp, a loop"] = lambda K, c: lambda: [one(a, b)() for a, b in zip(K, c, strict=True)]
     if "reference, numba" not in options.skip:
         try:
             fast = reference()

@@ -21,6 +21,8 @@ from typing import Any
 
 import torch
 
+from ftw.command_line import Parser, check_output
+
 from .torch_calls import Calls, calls_of
 from .torch_models import GPT, Llama, add_lora, lm_loss
 from .torch_variants import STEPS, Setup, limits, ours
@@ -37,7 +39,7 @@ SIZES = {
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command."""
-    parser = argparse.ArgumentParser(prog="ftw_conformance bench torch", description=__doc__)
+    parser = Parser(prog="python -m ftw_conformance bench torch", description=__doc__)
     parser.add_argument(
         "--tokens", default="128,512,1024", help="lengths of the sequences; pools hold 4096 to 8192 tokens"
     )
@@ -54,6 +56,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json", metavar="FILE", help="write the figures there as well")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
+    if options.json:
+        try:
+            check_output(Path(options.json), "--json")
+        except OSError as error:
+            parser.error(str(error))
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     if options.memory_of:

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ftw.command_line import INTERRUPTED, Parser, check_output, print_table, replay
 from ftw.demo.text_files import TextError
 
 from . import page, real_data, table
@@ -43,7 +44,7 @@ QUICK_METHODS = (RANDOM, WHOLE, LESS, ORACLE, METHOD)
 
 def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     """Return the options of the command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m ftw_conformance efficacy", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     add = parser.add_argument
@@ -74,6 +75,13 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     unknown = [name for name in options.methods or () if name not in METHODS]
     if unknown:
         parser.error(f"--methods: {', '.join(unknown)}: choose from {', '.join(METHODS)}")
+    written = {"--json": options.json, "--page": options.page, "--markdown": options.markdown}
+    try:
+        for option, path in {"--runs": options.runs, **written}.items():
+            if path is not None and not (option == "--runs" and options.finished):
+                check_output(path, option)
+    except OSError as error:
+        parser.error(str(error))
     return options
 
 
@@ -150,30 +158,36 @@ def main(argv: list[str] | None = None) -> int:
         print('error: the statistics need scipy: pip install -e ".[torch,reference]"', file=sys.stderr)
         return 1
     began = time.perf_counter()
+    config = replay("python -m ftw_conformance efficacy", argv, options)
     try:
         side_by_side, exchanged, scenarios = plan(options)
         if options.tune:
             budgeted = {name: s for name, s in scenarios.items() if s.budget}
             chosen = options.methods or BUDGETED
             with progress(len(budgeted) * len(chosen) * len(GRID) * len(TUNING)) as bar:
-                print(json.dumps(tune(budgeted, chosen, options.runs, options.jobs, bar.update), indent=4))
+                print(json.dumps(tune(budgeted, chosen, options.runs, options.jobs, bar.update, config), indent=4))
             return 0
         if options.finished:
             done = read(options.runs)
             side_by_side, exchanged = ([j for j in jobs if key(j) in done] for jobs in (side_by_side, exchanged))
         every = list({key(job): job for job in [*side_by_side, *exchanged]}.values())
         with progress(len(every)) as bar:
-            records = run_all(every, options.runs, options.jobs, bar.update)
+            records = run_all(every, options.runs, options.jobs, bar.update, config)
     except (OSError, TextError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        kept = f"{options.runs} has the runs that are finished; the same command goes on from there"
+        print(f"\nInterrupted: {kept}, and with --finished makes tables and pages of them.", file=sys.stderr)
+        return INTERRUPTED
     cells, parts = (_cells(records, jobs) for jobs in (side_by_side, exchanged))
     words = {name: scenario.words for name, scenario in scenarios.items()}
     methods = list(dict.fromkeys(c.method for c in cells))
     command = "python -m ftw_conformance efficacy " + shlex.join(sys.argv[2:] if argv is None else argv)
     sections = _sections(cells, parts, words, methods)
     for title, content in sections:
-        print(f"\n{title}\n{table.text(content)}")
+        print(f"\n{title}")
+        print_table(content)
     print(f"\n{table.LEGEND}")
     if options.json:
         figures = {"command": command, "cells": [_plain(c) for c in cells], "ablations": [_plain(c) for c in parts]}
@@ -216,6 +230,6 @@ def _plain(cell: Cell) -> dict[str, Any]:
 
 def progress(total: int) -> Any:
     """Return a progress bar (tqdm's, which comes with the adapters)."""
-    from tqdm import tqdm
+    from tqdm.auto import tqdm
 
-    return tqdm(total=total, unit="run", dynamic_ncols=True)
+    return tqdm(total=total, unit="run", dynamic_ncols=True, disable=None)

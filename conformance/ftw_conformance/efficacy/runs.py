@@ -6,10 +6,13 @@ and starts. Finished runs are lines of a JSON file; those already there are not 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import multiprocessing
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -106,15 +109,19 @@ def read(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def run_all(
-    jobs: Sequence[Job], path: Path, processes: int, progress: Callable[[int], Any] = lambda n: None
+    jobs: Sequence[Job],
+    path: Path,
+    processes: int,
+    progress: Callable[[int], Any] = lambda n: None,
+    config: dict[str, Any] | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Do the runs that ``path`` lacks, add them to it, and return all of the jobs', by key."""
+    """Do the runs that ``path`` lacks, add them to it with their config, and return all of the jobs', by key."""
     done = read(path)
     missing = [job for job in jobs if key(job) not in done]
     progress(len(jobs) - len(missing))
     with open(path, "a", encoding="utf-8") as file:
         for record in _results(missing, processes):
-            file.write(json.dumps(record) + "\n")
+            file.write(json.dumps(record if config is None else {**record, "config": config}) + "\n")
             file.flush()
             done[record["key"]] = record
             progress(1)
@@ -129,5 +136,26 @@ def _results(jobs: Sequence[Job], processes: int) -> Iterator[dict[str, Any]]:
         os.environ.setdefault(name, "1")  # the children read them when they start
     context = multiprocessing.get_context("spawn")  # what a fork inherits of torch's threads is not safe
     with ProcessPoolExecutor(processes, mp_context=context) as pool:
-        for future in as_completed([pool.submit(run, job) for job in jobs]):
-            yield future.result()
+        try:
+            with _ignoring_interrupts():  # the first of them starts the children, which inherit it
+                futures = [pool.submit(run, job) for job in jobs]
+            for future in as_completed(futures):
+                yield future.result()
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for child in multiprocessing.active_children():
+                child.terminate()
+            raise
+
+
+@contextlib.contextmanager
+def _ignoring_interrupts() -> Iterator[None]:
+    """Leave Ctrl-C to this process: children print no traceback each, and are ended by it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -8,7 +8,7 @@ from .baselines import LESS, METHOD, NO_GUARD, RANDOM, WHOLE
 from .rivals import RAND_T
 from .statistics import Cell, Paired
 
-__all__ = ["LEGEND", "budgeted", "default", "equal_compute", "markdown", "overview", "text"]
+__all__ = ["LEGEND", "budgeted", "default", "equal_compute", "markdown", "overview"]
 
 HEADINGS = (
     "method",
@@ -139,16 +139,6 @@ def overview(cells: Sequence[Cell], words: Mapping[str, str], methods: Sequence[
         ["scenario", *methods],
         *([words.get(s, s), *(number(by[s, m].final) if (s, m) in by else "-" for m in methods)] for s in scenarios),
     ]
-
-
-def text(table: Sequence[Sequence[str]]) -> str:
-    """Return a table in columns, the first to the left."""
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = []
-    for row in table:
-        cells = [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
 
 
 def markdown(table: Sequence[Sequence[str]]) -> str:

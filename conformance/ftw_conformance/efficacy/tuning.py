@@ -22,6 +22,7 @@ def tune(
     path: Path,
     processes: int,
     progress: Callable[[int], Any] = lambda n: None,
+    config: dict[str, Any] | None = None,
 ) -> dict[str, dict[str, float]]:
     """Return the rate of the lowest mean test loss for each scenario and method."""
     jobs = {
@@ -30,7 +31,7 @@ def tune(
         for method in methods
         for lr in GRID
     }
-    records = run_all([job for group in jobs.values() for job in group], path, processes, progress)
+    records = run_all([job for group in jobs.values() for job in group], path, processes, progress, config)
 
     def loss(name: str, method: str, lr: float) -> float:
         return float(np.mean([records[key(job)]["final"] for job in jobs[name, method, lr]]))

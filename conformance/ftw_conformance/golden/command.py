@@ -5,7 +5,6 @@ The file is a plain .npz, loaded without pickle; docs/golden-vectors.md names ev
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import ftw_reference as ref
 import numpy as np
 
 import ftw
+from ftw.command_line import Parser
 from ftw_conformance import problems
 from ftw_conformance.verify.cases import explicit, models, sketches
 
@@ -28,7 +28,7 @@ Arrays = dict[str, Any]
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command: write the file, or hold the reference and the core to it."""
-    parser = argparse.ArgumentParser(prog="python -m ftw_conformance golden", description=__doc__)
+    parser = Parser(prog="python -m ftw_conformance golden", description=__doc__)
     parser.add_argument("what", choices=("write", "check"))
     parser.add_argument("--path", type=Path, default=PATH, help="the .npz file; the one in the package by default")
     options = parser.parse_args(argv)

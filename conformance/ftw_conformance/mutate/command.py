@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import ftw
+from ftw.command_line import Parser
 from ftw_conformance.verify.runner import FAIL
 
 from .mutations import MUTATIONS, Mutation
@@ -33,7 +33,7 @@ class Outcome(NamedTuple):
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; 0 if every error was caught."""
-    parser = argparse.ArgumentParser(prog="python -m ftw_conformance mutate", description=__doc__)
+    parser = Parser(prog="python -m ftw_conformance mutate", description=__doc__)
     parser.add_argument("--only", default="", metavar="TEXT", help="errors whose file or description contains this")
     parser.add_argument("--first", type=int, metavar="N", help="only so many, evenly spread")
     parser.add_argument(

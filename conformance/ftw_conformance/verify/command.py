@@ -14,6 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatchcase
 from typing import Any
 
+from ftw.command_line import Parser
+
 from . import adapters, backends
 from .backends import Backend, UnavailableError
 from .printing import print_groups, print_table, summary
@@ -195,7 +197,7 @@ class _Progress:
 
 
 def _parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(prog="python -m ftw_conformance verify", description=__doc__)
+    p = Parser(prog="python -m ftw_conformance verify", description=__doc__)
     p.add_argument("--backend", action="append", metavar="NAME", help="one of --list; may be given several times")
     p.add_argument("--device", default="cpu", help="cpu, or cuda for torch and jax")
     p.add_argument("--dtype", action="append", choices=DTYPES, help="may be given several times; all by default")
