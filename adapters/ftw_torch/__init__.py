@@ -5,12 +5,21 @@ from ftw.command_line import require as _require
 _require("ftw_torch", "torch", extra="torch")
 
 from .capture.registry import register_rule
-from .errors import CaptureWarning, NonFiniteError, PlanWarning, SelectionError, SelectionWarning, TargetWarning
+from .errors import (
+    BatchingWarning,
+    CaptureWarning,
+    NonFiniteError,
+    PlanWarning,
+    SelectionError,
+    SelectionWarning,
+    TargetWarning,
+)
 from .optim.geometry import geometry, linear_update, register_optimizer
 from .packing import PackedBatch, documents
 from .selector import FilterThenWeight
 
 __all__ = [
+    "BatchingWarning",
     "CaptureWarning",
     "FilterThenWeight",
     "NonFiniteError",

@@ -6,7 +6,15 @@ from collections.abc import Iterable
 
 from ftw import Status
 
-__all__ = ["CaptureWarning", "NonFiniteError", "PlanWarning", "SelectionError", "SelectionWarning", "TargetWarning"]
+__all__ = [
+    "BatchingWarning",
+    "CaptureWarning",
+    "NonFiniteError",
+    "PlanWarning",
+    "SelectionError",
+    "SelectionWarning",
+    "TargetWarning",
+]
 
 
 class SelectionError(RuntimeError):
@@ -52,3 +60,7 @@ class PlanWarning(SelectionWarning):
 
 class TargetWarning(SelectionWarning):
     """The target cannot be judged, or looks memorised."""
+
+
+class BatchingWarning(SelectionWarning):
+    """A sample's loss or gradient depends on the batch that it comes in."""

@@ -38,6 +38,7 @@ from .step.audit import audit
 from .step.checks import check_keep, check_parts, is_guarded, refuse_other_device, trained
 from .step.decide import decide_batches
 from .step.forward_scores import ForwardPass
+from .step.invariance import warn_of_batching
 from .step.learned import may_plan
 from .step.memory import Memory
 from .step.planned import PlannedPass
@@ -387,6 +388,8 @@ class FilterThenWeight:
             plain.capture, plain.losses, parameters, memory.slow, pool, target, buffers, list(self.model.modules())
         )
         memory.audits.note(conclusive)
+        if memory.audits.uses == 1:
+            warn_of_batching(plain.losses, parameters, pool, target, buffers)
         if plain.checkpointed and self.options.mode == "auto" and not memory.two_passes:
             memory.two_passes = True
             log.info("the model checkpoints its activations: two passes")

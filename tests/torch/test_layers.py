@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 import torch_models as models
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 N = 4
 
@@ -551,3 +552,22 @@ def test_single_entries_out_of_range():
     x = torch.eye(6).flip(-1).repeat(N, 1, 1) - torch.eye(6)
     with pytest.raises(IndexError), models.Capture(dict(model.named_parameters()), N, [x]):
         model(x)
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        return checkpoint(self.layer, x, use_reentrant=False)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: nn.RMSNorm(6), lambda: Model(lambda m, x: torch.einsum("nti,oi->nto", x, m.w), {"w": (3, 6)})]
+)
+def test_a_checkpoint_that_ends_within_a_rule(make):
+    """It stops its second forward by an exception as soon as the backward has what it needs."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 6), Checkpointed(make())).double()
+    models.assert_exact(model, squares, torch.randn(N, 5, 6, dtype=torch.float64), dtype=torch.float64)

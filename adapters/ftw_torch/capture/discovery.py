@@ -362,9 +362,12 @@ class Capture(TorchFunctionMode):
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Leave the block; nothing stays installed."""
+        """Leave the block; nothing stays installed.
+
+        A checkpoint that runs a part of the forward again ends it by an exception, once the backward has what it needs.
+        """
         super().__exit__(exc_type, exc, traceback)  # type: ignore[no-untyped-call]
-        if exc_type is not None:
+        if exc_type is not None and not self.open:
             self._leaves.clear()
             self._unmark()
 

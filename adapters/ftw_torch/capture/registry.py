@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
+from functools import partial, wraps
 from typing import Any, TypeVar
 
 from torch import nn
 
-__all__ = ["Rule", "apply_rules", "register_rule", "rule", "rule_of"]
+__all__ = ["Rule", "apply_rules", "every_rule", "recorded", "register_rule", "rule", "rule_of"]
 
 Rule = Callable[..., Any]
 R = TypeVar("R", bound=Rule)
@@ -35,6 +35,34 @@ def rule(*functions: Any) -> Callable[[R], R]:
 def rule_of(function: Any) -> Rule | None:
     """Return the rule of a function, None if there is none."""
     return _functions.get(function)
+
+
+def every_rule() -> dict[Any, Rule]:
+    """Return the rules of functions."""
+    return dict(_functions)
+
+
+@contextmanager
+def recorded() -> Iterator[set[Any]]:
+    """Give a set to which the functions are added whose rules run, and apply, within the block."""
+    applied: set[Any] = set()
+    before = dict(_functions)
+
+    def recording(function: Any, handler: Rule) -> Rule:
+        @wraps(handler)
+        def run(*args: Any, **kwargs: Any) -> Any:
+            found = handler(*args, **kwargs)
+            if found is not NotImplemented:
+                applied.add(function)
+            return found
+
+        return run
+
+    _functions.update({function: recording(function, handler) for function, handler in before.items()})
+    try:
+        yield applied
+    finally:
+        _functions.update(before)
 
 
 def register_rule(kind: Any) -> Callable[[R], R]:

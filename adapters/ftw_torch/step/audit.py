@@ -30,7 +30,7 @@ from ftw_torch.errors import CaptureWarning, SelectionError
 from ftw_torch.packing import PackedBatch
 from ftw_torch.records.join import join
 
-__all__ = ["Audits", "agrees", "audit", "same_state"]
+__all__ = ["Audits", "agrees", "audit", "dtypes_of", "same_state", "tolerance"]
 
 MAX_SAMPLES = 3  # enough to tell samples apart; an audit must not take more memory than a step
 
@@ -227,7 +227,7 @@ def _differences(
         dtypes = {x.dtype for x in leaves(dict(records))} | {p.dtype for p in parameters.values()}
         del records
         again()
-        with torch.enable_grad(), _Noting(dtypes):
+        with torch.enable_grad(), dtypes_of(dtypes):
             total = (losses(few, n, what) * weights).sum()
         theirs = gradients(total, list(parameters.values()), reentrant=has_reentrant([total]))
     return *_disagreements(parameters, ours, theirs, _coarsest(dtypes)), found
@@ -309,8 +309,8 @@ def _coarsest(dtypes: Iterable[torch.dtype]) -> torch.dtype:
     return max({torch.float32, *(x for x in dtypes if x.is_floating_point)}, key=lambda dtype: torch.finfo(dtype).eps)
 
 
-class _Noting(TorchFunctionMode):
-    """Notes the dtypes of what the functions of a forward return."""
+class dtypes_of(TorchFunctionMode):  # noqa: N801
+    """A block that adds the dtypes of what a forward's functions return to a set."""
 
     def __init__(self, dtypes: set[torch.dtype]) -> None:
         super().__init__()
@@ -321,6 +321,11 @@ class _Noting(TorchFunctionMode):
         out = func(*args, **(kwargs or {}))
         self.dtypes.update(x.dtype for x in tensors(out))
         return out
+
+
+def tolerance(dtypes: Iterable[torch.dtype]) -> float:
+    """Return the relative difference up to which rounding in the coarsest of these dtypes explains it."""
+    return _tolerance(_coarsest(dtypes))[0]
 
 
 def _tolerance(dtype: torch.dtype) -> tuple[float, float]:
