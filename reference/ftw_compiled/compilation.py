@@ -7,6 +7,7 @@ so that it never waits for a compiler.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -45,11 +46,12 @@ def is_ready() -> bool:
     return COMPILED and mark().exists()
 
 
+@functools.cache
 def mark() -> Path:
     """Return the file that says that the kernels of this source, numba, Python and processor are in the cache."""
     here = Path(__file__)
     digest = hashlib.sha256(here.with_name("kernels.py").read_bytes())
-    parts = (importlib.metadata.version("numba"), sys.version, platform.machine(), platform.processor(), _processor())
+    parts = (importlib.metadata.version("numba"), sys.version, platform.machine(), _processor())
     digest.update(repr(parts).encode())
     folder = os.environ.get("NUMBA_CACHE_DIR")
     return (Path(folder) if folder else here.parent / "__pycache__") / f"kernels-{digest.hexdigest()[:16]}.ready"

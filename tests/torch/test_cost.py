@@ -2,6 +2,7 @@
 
 import logging
 
+import ftw_compiled
 import pytest
 import torch
 import torch.nn.functional as F
@@ -289,6 +290,7 @@ def test_sketched_gram(tied):
 )
 def test_the_compiled_solver_is_the_core_s(constraint, dtype):
     pytest.importorskip("numba")
+    ftw_compiled.compile_kernels()  # at once where `make test` did it
     assert best_solver() is compiled
     torch.manual_seed(0)
     x = torch.randn(6, 9, dtype=dtype)
