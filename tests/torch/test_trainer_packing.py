@@ -8,7 +8,7 @@ from ftw_torch.trainer.documents import Documents, in_one_row
 from trainers import TARGET, TRAIN, Watched, assert_close, gpt, grads, llama, logged, tiny_tokenizer, trainer
 from transformers import DataCollatorWithFlattening, LlamaForCausalLM
 
-from ftw import report
+from ftw import Quota, report
 
 trl = pytest.importorskip("trl")
 datasets = pytest.importorskip("datasets")
@@ -69,6 +69,29 @@ def test_packed_documents_are_selected_as_those_apart(tmp_path, caplog):
             assert logged(made, key) == pytest.approx(logged(apart, key), rel=1e-4), key
 
 
+def test_sources_of_documents(tmp_path):
+    def tuned_by(**options):
+        args = trl.SFTConfig(
+            str(tmp_path), per_device_train_batch_size=16, max_steps=2, logging_steps=1, save_strategy="no",
+            report_to=[], use_cpu=True, disable_tqdm=True, bf16=False,
+            **{"max_length": None, **options},
+        )  # fmt: skip
+        train = words(16, 0).add_column("kind", ["a", "b"] * 8)
+        made = SelectingSFTTrainer(
+            model=llama(), args=args, train_dataset=train, target_dataset=words(4, 1), keep=4, sources="kind",
+            quota=Quota(None, at_most={"a": 1}), processing_class=tiny_tokenizer(), steps_per_pool=2,
+        )  # fmt: skip
+        made.train()
+        return made
+
+    made = tuned_by(padding_free=True)
+    assert logged(made, "picked_share") == [0.25, 0.25]
+    assert max(logged(made, "picked/a")) <= 0.25
+    assert logged(made, "num_tokens")[0] == logged(made, "num_tokens")[-1]
+    with pytest.raises(ValueError, match="packing=True drops the column 'kind'"):
+        tuned_by(packing=True, max_length=12)
+
+
 def ragged(samples):
     """Samples without their padding."""
     return [{k: x[k][: sum(x["attention_mask"])] for k in ("input_ids", "labels")} for x in samples]
@@ -81,7 +104,7 @@ def flattened(path, model=None, collator=None, **kwargs):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("extra", [{}, {"micro_batch": 3}, {"loss_unit": "token"}, {"filter": "top_k"}])
+@pytest.mark.parametrize("extra", [{"micro_batch": 3, "loss_unit": "token"}, {"filter": "top_k"}])
 def test_a_flattening_collator_is_the_padded_run(tmp_path, extra):
     """Documents of pools that are accumulated: gradients and what is logged."""
     options = {"max_steps": 2, "gradient_accumulation_steps": 2}

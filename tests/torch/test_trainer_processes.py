@@ -11,7 +11,7 @@ import torch
 from ftw_torch.trainer.setup import refuse
 from trainers import TARGET, TRAIN, data, gpt, logged, opposite, processes, trainer
 
-from ftw import report
+from ftw import Quota, report
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -19,10 +19,11 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning"),
 ]
 
-# a target sample in the pool, a step on whole pools, an end of an epoch, several selections a step
+# a target sample in the pool, a step on whole pools, an end of an epoch, several selections a step, a floor
 COMMON = {
-    "train": [*TRAIN[:21], TARGET[2], *TRAIN[21:]], "target": TARGET, "watch_dataset": data(5, 7, step=1),
-    "select_after": 1, "watch_every": 2,
+    "train": [{**x, "kind": "odd" if i % 2 else "even"} for i, x in enumerate([*TRAIN[:21], TARGET[2], *TRAIN[21:]])],
+    "target": TARGET, "watch_dataset": data(5, 7, step=1), "select_after": 1, "watch_every": 2,
+    "sources": "kind", "quota": Quota("kind", at_least={"even": 3}), "fill": "relax",
 }  # fmt: skip
 OPTIONS = {"max_steps": 3, "gradient_accumulation_steps": 2}
 
@@ -36,6 +37,7 @@ def run(folder, rank, port):
     made.train()
     own = [p.flatten().tolist() for p in made.model.parameters()]
     names = ("match", "target_loss", "watch_loss", "leaked", "picked_share", "loss", "grad_norm")
+    names += ("picked/even", "floors_bound", "relaxed")
     result = {"parameters": own, **{name: logged(made, name) for name in names}}
     model, train, target = opposite()
     options = {"max_steps": 1, "per_device_train_batch_size": 4, "per_device_eval_batch_size": 2, "optim": "sgd"}
@@ -59,7 +61,9 @@ def test_two_processes_are_one_with_both_pools(tmp_path):
     whole.train()
     for ours, p in zip(one["parameters"], whole.model.parameters(), strict=True):
         torch.testing.assert_close(torch.tensor(ours, dtype=p.dtype), p.detach().flatten(), rtol=1e-6, atol=1e-9)
-    for name in ("match", "target_loss", "watch_loss", "leaked", "picked_share", "loss", "grad_norm"):
+    assert max(one["picked/even"]) >= 0.75
+    names = ("match", "target_loss", "watch_loss", "leaked", "picked_share", "loss", "grad_norm")
+    for name in (*names, "picked/even", "floors_bound", "relaxed"):
         assert one[name] == pytest.approx(logged(whole, name), rel=1e-3), name  # the log has four digits
     ours, theirs = (report.read(tmp_path / f"{name}.jsonl").runs[0].steps for name in ("two", "one"))
     assert ours.keys() == theirs.keys()

@@ -10,38 +10,38 @@ a resumed run goes on as if it had never stopped.
 
 from __future__ import annotations
 
+import functools
+import inspect
 import logging
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 from transformers import Trainer
 
 import ftw
+from ftw import Quota, Selection
 from ftw.constraints import Constraint
 from ftw.spi import GuardWatch
 from ftw_torch import batches
 from ftw_torch.distributed import DistributedFilterThenWeight
-from ftw_torch.errors import SelectionError
-from ftw_torch.packing import PackedBatch
+from ftw_torch.options import CaptureName, Fill, Mode, OnNonfinite, Options, Score, Weight
 from ftw_torch.selector import FilterThenWeight
 
 from .callback import Between, Part
-from .documents import entries, in_one_row, replaced
-from .losses import token_counts
-from .notes import PoolNotes
-from .own_loss import causal, own_losses, quiet, refuse_another_loss, smoothing_shifts
-from .pairs import pairs, takes_pairs
-from .ragged import Counts, cut, joined, known_counts
+from .columns import WithColumns, column_of, mixture
+from .documents import replaced
+from .ragged import Counts
 from .run_log import RunLog, fingerprint, weighted_loss
 from .sample_record import about, decoder
-from .setup import check, offer, refuse, whole
-from .step import Ranks, Selector, backward
+from .selected_loss import SelectedLoss, numbered
+from .setup import check, offer, refuse, refuse_order, whole
+from .step import Ranks, Selector, backward, train_on
 from .target import Collated, Leaks, TargetBatches, WatchedSplit
+from .turns import Repeats, Turns
 
 __all__ = ["FilterThenWeightMixin", "FilterThenWeightTrainer"]
 
@@ -51,9 +51,6 @@ if TYPE_CHECKING:
     _Base = Trainer
 else:
     _Base = object
-
-_SCALE = "_ftw_scale"  # (n,), travels with a batch whose losses are sums over tokens
-_ROWS = "_ftw_rows"  # a list of ints, travels with the pool: which of its samples these are
 
 
 class FilterThenWeightMixin(_Base):
@@ -91,10 +88,20 @@ class FilterThenWeightMixin(_Base):
         that uniform weights give the trainer's own loss (``num_items_in_batch``).
     nothing_useful : {"best", "uniform", "skip", "raise"}
         What to do with a pool in which no sample helps: train on the best scores, on the whole pool, on none, or raise.
-    micro_batch, on_nonfinite, damping, shortlist, filter, weight, constraint, ridge, guard, solver, train_on_target
+    steps_per_pool : int
+        Optimizer steps R on each pool, which the loader gives R times: it is scored once, each step trains a selection
+        that is disjoint of those before it by a plain backward. ``max_steps`` counts optimizer steps, an epoch has R
+        times as many.
+    sources : str, optional
+        The column of the data set that says where samples come from, texts or integers: for ``quota``, for
+        `ftw.SourceShares` as ``constraint``, for the log and the record. The model does not see it.
+    quota, fill, explain
+        See `FilterThenWeight`. With ``explain=True`` the record has the reasons of every candidate.
+    micro_batch, on_nonfinite, damping, shortlist, filter, weight, constraint, ridge, guard, solver, train_on_target,
+    gram_sketch
         See `FilterThenWeight`.
-    score : {"exact", "forward"}
-        See `FilterThenWeight`; "forward" is for one process.
+    score, score_step, mode, memory_budget, capture
+        See `FilterThenWeight`; for one process.
     ragged : callable, optional
         ``(inputs) -> {entry: counts (n,)}``: how many rows each sample has in entries of a batch that are laid end to
         end (patches, images). Qwen-VL's layout is known.
@@ -103,16 +110,17 @@ class FilterThenWeightMixin(_Base):
     record_text : bool
         Keep the samples' text in the record, as the trainer's ``processing_class`` decodes it.
     record_source : str, optional
-        The entry (n,) of a batch that says where its samples come from, for the record; taken out of the batch before
-        the model sees it. Needs ``remove_unused_columns=False``.
+        The column for the record, where there are no ``sources``.
 
     Notes
     -----
     Logged with the trainer's loss, as means since its last log: ``match``, ``effective_size``, ``picked_share``,
     ``target_loss``, ``watch_loss``, ``shrinkage`` and ``selection_seconds`` (target, pool, choice and gradient of one
-    pool), and the totals ``dropped``, ``leaked`` and ``nothing_useful`` if they are not zero. The ``loss`` logged in a
-    step that selects is the weighted one of the samples trained on. A sample that was picked and stands in the target
-    too is warned of once, and counted as ``leaked``.
+    pool), and the totals ``dropped``, ``leaked`` and ``nothing_useful`` if they are not zero. With ``sources`` the
+    share of picks from each, ``picked/SOURCE``, and ``floors_bound``, how many floors were just met; with
+    ``explain=True`` how many candidates were refused for each reason. The ``loss`` logged in a step that selects is
+    the weighted one of the samples trained on. A sample that was picked and stands in the target too is warned of
+    once, and counted as ``leaked``.
     """
 
     def __init__(
@@ -129,17 +137,27 @@ class FilterThenWeightMixin(_Base):
         loss_unit: str = "sample",
         nothing_useful: str = "best",
         micro_batch: int | None = None,
-        on_nonfinite: str = "raise",
+        on_nonfinite: OnNonfinite = "raise",
         damping: float = 0.1,
         shortlist: int | float | None = 0.5,
         filter: Any = "matching",
-        weight: str = "qp",
+        weight: Weight = "qp",
         constraint: Constraint = ftw.Simplex(1.0),  # noqa: B008
         ridge: float = 0.05,
         guard: float = 0.3,
         solver: Callable[..., Any] | None = None,
-        score: str = "exact",
+        score: Score = "exact",
+        score_step: float | None = None,
         train_on_target: float = 0.0,
+        steps_per_pool: int = 1,
+        sources: str | None = None,
+        quota: Quota | None = None,
+        fill: Fill = "raise",
+        explain: bool = False,
+        mode: Mode = "auto",
+        memory_budget: int | None = None,
+        gram_sketch: int | None = None,
+        capture: CaptureName = Options.capture,
         ragged: Counts | None = None,
         record: str | os.PathLike[str] | None = None,
         record_text: bool = False,
@@ -150,21 +168,39 @@ class FilterThenWeightMixin(_Base):
         splits = {name: whole(name, data) for name, data in splits.items() if data is not None}
         counts = {"select_every": (select_every, 1), "select_after": (select_after, 0)}
         counts |= {"target_refresh": (target_refresh, 0), "watch_every": (watch_every, 1)}
+        counts["steps_per_pool"] = (steps_per_pool, 1)
         check(keep, counts, loss_unit, nothing_useful, splits)
-        options = {"filter": filter, "weight": weight, "constraint": constraint, "ridge": ridge, "guard": guard}
-        passed = {"micro_batch": micro_batch, "on_nonfinite": on_nonfinite, "damping": damping, "shortlist": shortlist}
-        passed["train_on_target"] = train_on_target
-        passed |= {} if score == "exact" else {"score": score}
-        self._ftw_options: dict[str, Any] = options | passed | ({} if solver is None else {"solver": solver})
+        self._ftw_options = Options(
+            keep=1,
+            filter=filter,
+            weight=weight,
+            constraint=constraint,
+            ridge=ridge,
+            shortlist=shortlist,
+            solver=solver,
+            guard=guard,
+            damping=damping,
+            micro_batch=micro_batch,
+            on_nonfinite=on_nonfinite,
+            mode=mode,
+            memory_budget=memory_budget,
+            gram_sketch=gram_sketch,
+            score=score,
+            score_step=score_step,
+            train_on_target=train_on_target,
+            sources=sources,
+            quota=quota,
+            fill=fill,
+            explain=explain,
+            capture=capture,
+        )
         self._ftw_keep, self._ftw_every, self._ftw_after = keep, select_every, select_after
-        self._ftw_unit, self._ftw_policy = loss_unit, nothing_useful
-        self._ftw_loss, self._ftw_ragged = per_sample_loss, ragged
+        self._ftw_policy, self._ftw_repeats, self._ftw_turns = nothing_useful, steps_per_pool, Turns()
+        self._ftw_loss = SelectedLoss(self, per_sample_loss, loss_unit, ragged)
         self._ftw_selector: Selector | None = None
+        self._ftw_sampler: Repeats | None = None
         self._ftw_quiet: Any = None  # where the notes of a loss go that is computed for a selection
-        self._ftw_notes = PoolNotes()
-        self._ftw_shared = False  # whether the loss has a term of the whole batch
-        self._ftw_compared: nn.Module | None = None  # whose losses were compared with the trainer's own
-        self._ftw_shift: bool | None = None  # whether its loss shifts the labels
+        self._ftw_source = sources if sources is not None else record_source
         if splits:
             args, kwargs, restore = offer(super().__init__, args, kwargs, splits)
             super().__init__(*args, **kwargs)
@@ -172,14 +208,15 @@ class FilterThenWeightMixin(_Base):
         else:
             super().__init__(*args, **kwargs)
         target = splits.get("target")
-        self._ftw_target = None if target is None else TargetBatches(Collated(target, record_source), target_refresh)
-        self._ftw_watch = (
-            WatchedSplit(Collated(splits["watch"], record_source), watch_every) if "watch" in splits else None
-        )
+        samples = {name: Collated(data, self._ftw_source) for name, data in splits.items()}
+        self._ftw_target = TargetBatches(samples["target"], target_refresh) if "target" in samples else None
+        self._ftw_watch = WatchedSplit(samples["watch"], watch_every) if "watch" in samples else None
         self._ftw_leaks = Leaks()
         refuse(self)
+        if self._ftw_source is not None:
+            self.data_collator = WithColumns(self.data_collator, [self._ftw_source])
         decode = decoder(getattr(self, "processing_class", None)) if record_text else None
-        self._ftw_source, self._ftw_decode, self._ftw_recorded = record_source, decode, record is not None
+        self._ftw_decode, self._ftw_recorded = decode, record is not None
         self._ftw_log = RunLog(
             record if self.is_world_process_zero() else None,
             str(getattr(self.args, "run_name", None) or "run"),
@@ -190,7 +227,7 @@ class FilterThenWeightMixin(_Base):
             | ({"watch": fingerprint(splits["watch"])} if "watch" in splits else {}),
         )
         self._ftw_guard = GuardWatch()
-        parts: dict[str, Part] = {"guard": self._ftw_guard, "leaks": self._ftw_leaks}
+        parts: dict[str, Part] = {"guard": self._ftw_guard, "leaks": self._ftw_leaks, "turns": self._ftw_turns}
         self.add_callback(Between(self._ftw_log, parts | ({"watch": self._ftw_watch} if self._ftw_watch else {})))
 
     # ------------------------------------------------------------------------------------------------------------------
@@ -202,7 +239,7 @@ class FilterThenWeightMixin(_Base):
         """Fill ``.grad`` from the chosen samples of the batch; return their weighted loss."""
         step = self.state.global_step
         inputs = dict(inputs)
-        source = None if self._ftw_source is None else inputs.pop(self._ftw_source, None)
+        column = None if self._ftw_source is None else inputs.pop(self._ftw_source, None)
         if step < self._ftw_after or (step - self._ftw_after) % self._ftw_every:
             plain: Tensor = super().training_step(model, inputs, num_items_in_batch)
             return plain
@@ -211,46 +248,59 @@ class FilterThenWeightMixin(_Base):
         switch = getattr(self.optimizer, "train", None)
         if callable(switch):  # schedule-free optimizers
             switch()
-        pool = self._ftw_cut(batches.map_tensors(lambda x: x.to(self.args.device), dict(inputs)))
+        loss = self._ftw_loss
+        pool = loss.cut(batches.map_tensors(lambda x: x.to(self.args.device), dict(inputs)))
         ranks = Ranks(batches.size(pool, "pool"), several=self.accelerator.num_processes > 1)
         steps = getattr(self, "current_gradient_accumulation_steps", self.args.gradient_accumulation_steps)
-        self._ftw_compare(self.accelerator.unwrap_model(model), pool, ranks)
-        counts = self._ftw_counts(pool)
+        overridden = type(self).per_sample_loss is not FilterThenWeightMixin.per_sample_loss
+        loss.compare(self.accelerator.unwrap_model(model), pool, ranks, overridden=overridden)
+        counts = loss.counts(pool)
         lengths = None if counts is None else ranks.rows(counts)
-        target = None if self._ftw_target is None else self._ftw_target.at(self, step)
+        turn = None if self._ftw_sampler is None else self._ftw_sampler.turn(step)
+        target = None if self._ftw_target is None else self._ftw_target.at(self, step - (turn or 0))
         given, goal = pool, target
-        if self._ftw_unit == "token":
-            pool = self._ftw_scaled(pool, num_items_in_batch, steps)
-            target = None if target is None else self._ftw_scaled(target, None, 1)
+        pool, target = loss.scaled(pool, num_items_in_batch, steps), loss.scaled(target, None, 1)
+        if self._ftw_options.sources is not None and column is not None:
+            pool = replaced(pool, **{self._ftw_options.sources: column})
         selector = self._ftw_prepared(model)
-        watched = self._ftw_watched(selector.model, step)
-        self._ftw_shared = False
+        watch = self._ftw_watch
+        measures = watch is not None and watch.due(step, self._ftw_after, self._ftw_every)
+        watched = watch.loss(self, selector.model, step) if watch is not None and measures else None
+        loss.begin()
+        choose: Callable[[], Selection]
+        keep = sum(map(self._ftw_kept, ranks.sizes))
+        if turn is None:
+            choose = functools.partial(selector.backward, numbered(pool, ranks.n), target, keep=keep)
+        else:
+            choose = functools.partial(self._ftw_turn, selector, turn, pool, target, keep)
         autocast: Any = self.accelerator.autocast
         selection, shared = backward(
             selector,
             ranks,
-            replaced(pool, **{_ROWS: list(range(ranks.n))}),
-            target,
-            keep=sum(map(self._ftw_kept, ranks.sizes)),
+            pool,
+            choose,
             steps=steps,
             policy=self._ftw_policy,
             autocast=autocast,
-            shared=lambda: self._ftw_shared_term if self._ftw_shared else None,
+            shared=loss.shared,
         )
-        for logs, args, kwargs in self._ftw_notes.write(self, ranks.sum):
+        for logs, args, kwargs in loss.notes.write(self, ranks.sum):
             super().log(logs, *args, **kwargs)
         leaked = [] if goal is None else self._ftw_leaks.among(selection.indices, given, goal, step + 1, ranks)
         seconds = time.perf_counter() - start
-        add = self._ftw_log.add
-        columns = about(given, source, self._ftw_decode, ranks) if self._ftw_recorded else None
+        sources = column_of(column, ranks)
+        columns = about(given, self._ftw_decode, ranks) if self._ftw_recorded else {}
+        if self._ftw_recorded and sources is not None:
+            columns["source"] = list(map(str, sources))
+        more = mixture(selection, sources if self._ftw_options.sources else None, self._ftw_options.quota)
         said = (step + 1, selection, ranks.total, seconds, lengths)
-        dropped = add(*said, leaked=leaked, watch_loss=watched, about=columns)
-        if self._ftw_watch is not None:
-            self._ftw_watch.add(step + 1, float(selection.target_loss), watched)
+        dropped = self._ftw_log.add(*said, leaked=leaked, watch_loss=watched, about=columns, more=more)
+        if watch is not None:
+            watch.add(step + 1, float(selection.target_loss), watched)
         if dropped:
             logger.warning("step %d: samples %s of the pool are not finite and were dropped", step + 1, dropped)
-        loss = weighted_loss(selection).to(self.args.device)
-        return (loss if shared is None else loss + shared) / steps
+        mean = weighted_loss(selection).to(self.args.device)
+        return (mean if shared is None else mean + shared) / steps
 
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Evaluate a batch without the entry that is for the record."""
@@ -269,20 +319,26 @@ class FilterThenWeightMixin(_Base):
 
     def per_sample_loss(self, model: nn.Module, inputs: Any) -> Tensor:
         """Return the losses (n,) of a batch, a mapping or a `PackedBatch`: yours to override."""
-        scale, rows = (entries(inputs).get(name) for name in (_SCALE, _ROWS))
-        inputs = replaced(inputs, **{_SCALE: None, _ROWS: None})
-        counts = None if scale is None else self._ftw_counts(inputs)
-        with self.compute_loss_context_manager():
-            if self._ftw_loss is not None:
-                packed = isinstance(inputs, PackedBatch)
-                own: Tensor = self._ftw_loss(model, inputs if packed else joined(inputs))
-                return own
-            with quiet(self) as wrote:
-                found, _ = own_losses(self, model, inputs)
-        if rows is not None:
-            self._ftw_notes.add(rows, wrote)
-            self._ftw_shared = self._ftw_shared or found.shared is not None
-        return found.rows if scale is None or counts is None else found.rows * (scale * counts).to(found.rows.dtype)
+        return self._ftw_loss(model, inputs)
+
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the trainer's sampler, which gives each pool as often as it is trained on."""
+        inner = super()._get_train_sampler(*args, **kwargs)
+        if self._ftw_repeats == 1:
+            return inner
+        refuse_order(inner)
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        size, drop_last = self._train_batch_size, self.args.dataloader_drop_last
+        group = size * self.args.gradient_accumulation_steps
+        self._ftw_sampler = Repeats(inner, group, self._ftw_repeats, seed, size, drop_last=drop_last)
+        return self._ftw_sampler
+
+    def _set_signature_columns_if_needed(self) -> None:
+        """Keep the column of sources in the data."""
+        super()._set_signature_columns_if_needed()
+        columns: Any = self._signature_columns
+        if self._ftw_source is not None and self._ftw_source not in columns:
+            columns.append(self._ftw_source)
 
     # ------------------------------------------------------------------------------------------------------------------
     # Parts
@@ -291,85 +347,32 @@ class FilterThenWeightMixin(_Base):
         """Return the selector; train() may bring another optimizer or model."""
         optimizer: Any = getattr(self.optimizer, "optimizer", self.optimizer)
         plain = self.accelerator.unwrap_model(model)
-        old = self._ftw_selector
+        old, several = self._ftw_selector, self.accelerator.num_processes > 1
         if old is None or old.optimizer is not optimizer or old.model is not plain:
-            kind = DistributedFilterThenWeight if self.accelerator.num_processes > 1 else FilterThenWeight
-            self._ftw_selector = kind(plain, optimizer, self.per_sample_loss, keep=1, **self._ftw_options)
+            names = inspect.signature(DistributedFilterThenWeight if several else FilterThenWeight).parameters
+            options = {name: x for name, x in vars(self._ftw_options).items() if name in names}
+            kind = DistributedFilterThenWeight if several else FilterThenWeight
+            self._ftw_selector = kind(plain, optimizer, self.per_sample_loss, **options)
             self._ftw_selector.memory.guard_watch = self._ftw_guard
         assert self._ftw_selector is not None
         return self._ftw_selector
 
-    def _ftw_cut(self, inputs: Mapping[str, Any]) -> Any:
-        """Return a batch of samples: documents of a row, pairs, or with the rows of an entry cut by sample."""
-        if takes_pairs(self):
-            return pairs(inputs)
-        if (found := in_one_row(inputs)) is not None:
-            return found
-        counts = self._ftw_ragged
-        config = getattr(self.accelerator.unwrap_model(self.model), "config", None)
-        return cut(inputs, known_counts(inputs, config) if counts is None else counts(inputs))
+    def _ftw_turn(self, selector: Any, turn: int, pool: Any, target: Any, keep: int) -> Selection:
+        """Train on the selection whose turn it is of a pool that comes several times; the first turn makes them."""
+        turns = self._ftw_turns
+        slot = turns.slot(self.state.global_step, turn)
+        if turn == 0:
+            n = batches.size(pool, "pool")
+            times = min(self._ftw_repeats, n)
+            found = selector.batches(numbered(pool, n), target, steps=times, keep=min(keep, n // times))
+            turns.keep(found, pool, target)
+        else:
+            pool, target = turns.pool(slot) or (pool, target)
+        return train_on(selector, pool, target, turns.selection(slot, turn))
 
     def _ftw_kept(self, n: int) -> int:
         keep = self._ftw_keep
         return min(n, keep if isinstance(keep, int) else max(1, math.ceil(keep * n - 1e-9)))
-
-    def _ftw_watched(self, model: nn.Module, step: int) -> float | None:
-        """Return the loss on the watched split in the steps that measure it."""
-        watch = self._ftw_watch
-        if watch is None or not watch.due(step, self._ftw_after, self._ftw_every):
-            return None
-        return watch.loss(self, model, step)
-
-    def _ftw_compare(self, model: nn.Module, pool: Any, ranks: Ranks) -> None:
-        """Raise if the losses selected on are not the trainer's own; see `refuse_another_loss`."""
-        home = FilterThenWeightMixin.per_sample_loss
-        own = self._ftw_loss is not None or type(self).per_sample_loss is not home
-        if self._ftw_compared is model:
-            return
-        self._ftw_shift, wrong = causal(model), None
-        if self._ftw_shift and not own and self.label_smoother is not None and not smoothing_shifts(self, model):
-            logger.warning(
-                "label smoothing does not shift the labels of %s, which is not among transformers' causal language "
-                "models: the model learns to repeat its input; shift them yourself, or train without smoothing",
-                type(model).__name__,
-            )
-        if not own:
-            try:
-                some, counts = refuse_another_loss(self, model, pool)
-                shifted, full = (token_counts(some, shift=shift) for shift in (True, False))
-                known = counts is not None and shifted is not None and full is not None
-                if known and not torch.equal(shifted, full):  # type: ignore[arg-type]
-                    self._ftw_shift = torch.equal(counts, shifted)  # type: ignore[arg-type]
-            except Exception as error:  # of which the other processes must hear
-                wrong = error
-        if ranks.exchange is not None:
-            every = [text for text in ranks.texts("" if wrong is None else str(wrong)) if text]
-            if every and wrong is None:
-                wrong = SelectionError(f"another process failed: {every[0]}")
-        if wrong is not None:
-            raise wrong
-        self._ftw_compared = model
-
-    def _ftw_shared_term(self, inputs: Any) -> Tensor | None:
-        """Return the term of a batch's loss that belongs to none of its samples."""
-        inputs = replaced(inputs, **{_SCALE: None, _ROWS: None})
-        with self.compute_loss_context_manager(), quiet(self), torch.enable_grad():
-            return own_losses(self, self.accelerator.unwrap_model(self.model), inputs)[0].shared
-
-    def _ftw_counts(self, inputs: Any) -> Tensor | None:
-        """Return the number of labels of each sample (n,), if they are tokens."""
-        return token_counts(inputs, shift=bool(self._ftw_shift))
-
-    def _ftw_scaled(self, inputs: Any, items: Tensor | int | None, steps: int) -> Any:
-        """Return the batch with the factor (n,) that makes sums over tokens a loss of about one sample."""
-        counts = self._ftw_counts(inputs)
-        if counts is None:
-            raise ValueError("loss_unit='token' needs labels (n, t) of ints; use loss_unit='sample'")
-        n = len(counts)
-        total = counts.sum() if items is None else torch.as_tensor(items, device=counts.device) / steps
-        if items is not None and getattr(self.args, "average_tokens_across_devices", False):
-            total = total / self.accelerator.num_processes
-        return replaced(inputs, **{_SCALE: (n / total.clamp(min=1)).to(torch.float32).expand(n)})
 
 
 class FilterThenWeightTrainer(FilterThenWeightMixin, Trainer):

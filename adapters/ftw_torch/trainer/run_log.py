@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import itertools
+import math
 import os
 import platform
 from collections import Counter
@@ -15,8 +16,8 @@ import torch
 from torch import Tensor
 
 import ftw
-from ftw import Selection, Status
-from ftw.report import Recorder, describe
+from ftw import Reasons, Selection, Status
+from ftw.report import Recorder, decisions, describe
 
 __all__ = ["RunLog", "fingerprint", "weighted_loss"]
 
@@ -52,6 +53,7 @@ class RunLog:
         self.sums: dict[str, float] = {}
         self.counts: dict[str, int] = {}
         self.line: dict[str, Any] | None = None
+        self.decided: list[tuple[Selection, list[str], Any]] = []  # of each pool: with its samples' names and sources
         self.step = 0
         self.path, self.seed, self.text, self.header = record, seed, text, header
         self.recorder: Recorder | None = None
@@ -67,12 +69,13 @@ class RunLog:
         leaked: Sequence[int] = (),
         watch_loss: float | None = None,
         about: Mapping[str, Sequence[str]] | None = None,
+        more: Mapping[str, float] | None = None,
     ) -> list[int]:
         """Take in one selection over a pool of n; return the candidates that were dropped as not finite.
 
         ``leaked`` are the picks that stand in the target too, ``watch_loss`` is that of a second target split,
-        ``about`` has columns (n,) for the record: ``id``, ``source``, ``text``. Several selections of one step, by
-        gradient accumulation, are averaged; the record lists the picks of each.
+        ``about`` has columns (n,) for the record: ``id``, ``source``, ``text``; ``more`` numbers for the log alone.
+        Several selections of one step, by gradient accumulation, are averaged; the record lists the picks of each.
         """
         share = len(selection.indices) / n
         values = torch.stack(
@@ -99,9 +102,10 @@ class RunLog:
         }
         if watch_loss is not None:
             means["watch_loss"] = watch_loss
+        means = {name: value for name, value in means.items() if not math.isnan(value)}  # what was not measured
         totals = {"dropped": len(dropped), "leaked": len(leaked)}
         totals["nothing_useful"] = int(status == Status.NOTHING_USEFUL)
-        for name, value in means.items():
+        for name, value in (means | dict(more or {})).items():
             self.sums[name] = self.sums.get(name, 0.0) + value
             self.counts[name] = self.counts.get(name, 0) + 1
         for name, amount in totals.items():
@@ -112,6 +116,8 @@ class RunLog:
             places = {"dropped": dropped, "leaked": list(leaked)}
             columns = dict(about or {}) | ({} if lengths is None else {"length": lengths.tolist()})
             self._describe(step, selection, means, Status(int(status)), places, columns)
+            if selection.reasons is not None:
+                self.decided.append((selection, list(columns["id"]), columns.get("source")))
         return dropped
 
     def _describe(
@@ -145,7 +151,8 @@ class RunLog:
         for sample in (*picked, *refused):
             sample["pool"] = pools - 1
         for name, value in means.items():
-            line[name] += (value - line[name]) / pools
+            before = line.get(name, value)
+            line[name] = before + (value - before) / pools
         line["seconds"]["selection"] += seconds
         line["picked"] += picked
         line["refused"] += refused
@@ -170,8 +177,10 @@ class RunLog:
             if self.recorder is None:
                 self.recorder = Recorder(self.path, text=self.text, packages=packages(), **self.header)
                 self.recorder.run(self.name, method="filter-then-weight", seed=self.seed)
+            if self.decided:
+                self.line["decisions"] = _decisions(self.decided)
             self.recorder.step(self.name, self.step, **self.line, **fields)
-        self.line = None
+        self.line, self.decided = None, []
 
     def close(self) -> None:
         """Write what is there and close the record; the next line opens it again."""
@@ -184,6 +193,28 @@ class RunLog:
         recorder = getattr(self, "recorder", None)
         if recorder is not None:
             recorder.close()
+
+
+def _decisions(decided: list[tuple[Selection, list[str], Any]]) -> dict[str, Any]:
+    """Return the decisions of a step, whose pools are numbered one after the other."""
+    every = [selection for selection, _, _ in decided]
+    starts = list(itertools.accumulate((len(x.scores) for x in every), initial=0))
+    reasons = [x.reasons for x in every]
+    rivals = [torch.where(r.rival < 0, r.rival, r.rival + start) for r, start in zip(reasons, starts, strict=False)]
+    joined = every[0]._replace(
+        indices=torch.cat([x.indices + start for x, start in zip(every, starts, strict=False)]),
+        weights=torch.cat([x.weights for x in every]),
+        scores=torch.cat([x.scores for x in every]),
+        reasons=Reasons(
+            torch.cat([r.code for r in reasons]),
+            torch.cat([r.residual for r in reasons]),
+            torch.cat(rivals),
+            torch.cat([r.similarity for r in reasons]),
+        ),
+    )
+    sources = [x for _, _, some in decided for x in some or ()]
+    ids = [name for _, names, _ in decided for name in names]
+    return decisions(joined, ids, sources=sources if len(sources) == len(ids) else None)
 
 
 def weighted_loss(selection: Selection) -> Tensor:

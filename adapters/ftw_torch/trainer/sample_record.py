@@ -1,4 +1,4 @@
-"""What a trainer's record says about the samples of a pool: their names, sources and, if asked for, their text."""
+"""What a trainer's record says about the samples of a pool: their names and, if asked for, their text."""
 
 from __future__ import annotations
 
@@ -17,11 +17,9 @@ __all__ = ["about", "decoder"]
 Decode = Callable[[Any], list[str]]
 
 
-def about(pool: Any, source: Any, decode: Decode | None, ranks: Ranks) -> dict[str, list[str]]:
-    """Return columns over the pools of all processes: ``id``, the same wherever a sample comes up; source and text."""
+def about(pool: Any, decode: Decode | None, ranks: Ranks) -> dict[str, list[str]]:
+    """Return columns over the pools of all processes: ``id``, the same wherever a sample comes up, and text."""
     own = {"id": [key[:12] for key in row_keys(pool)]}
-    if source is not None:
-        own["source"] = [str(x) for x in (source.tolist() if isinstance(source, Tensor) else source)]
     if decode is not None:
         own["text"] = decode(pool)
     every = [json.loads(text) for text in ranks.texts(json.dumps(own))]

@@ -6,10 +6,13 @@ import importlib
 import inspect
 import itertools
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-__all__ = ["check", "offer", "refuse", "whole"]
+from ftw_torch.options import Options
+
+__all__ = ["check", "offer", "refuse", "refuse_order", "whole"]
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +52,47 @@ def refuse(trainer: Any) -> None:
         )
     if trainer.args.fp16:
         raise ValueError("fp16 scales the gradients that the selection measures; train in bf16 instead")
+    _refuse_together(trainer)
+
+
+def _refuse_together(trainer: Any) -> None:
+    """Raise for options that cannot go together."""
+    options, several = trainer._ftw_options, trainer.accelerator.num_processes > 1
+    plain = Options(keep=1)
+    for name in ("score", "score_step", "mode", "memory_budget", "capture"):
+        if several and getattr(options, name) != getattr(plain, name):
+            raise ValueError(f"{name}={getattr(options, name)!r} is for one process; leave it out, or train in one")
+    packs = getattr(trainer.args, "packing", False) and getattr(trainer.args, "packing_strategy", "") != "wrapped"
+    if packs and trainer._ftw_source is not None:
+        raise ValueError(
+            f"packing=True drops the column {trainer._ftw_source!r} of sources: padding_free=True keeps documents "
+            "apart and their columns too"
+        )
+    repeats, keep = trainer._ftw_repeats, trainer._ftw_keep
+    if repeats == 1:
+        return
+    if several:
+        raise ValueError(f"steps_per_pool={repeats} is for one process; train in one, or select from fresh pools")
+    if trainer._ftw_every > 1 or trainer._ftw_after > 0:
+        raise ValueError(
+            f"steps_per_pool={repeats} selects in every step: select_every=1 and select_after=0 go with it"
+        )
+    rows = trainer.args.train_batch_size
+    documents = getattr(trainer, "padding_free", False)  # of which a pool may have any number
+    if keep * repeats > (1 if isinstance(keep, float) else math.inf if documents else rows):
+        raise ValueError(
+            f"steps_per_pool={repeats} selections of keep={keep!r} samples each are more than a pool of {rows}: a "
+            "larger per_device_train_batch_size, or fewer"
+        )
+    if trainer.train_dataset is not None and not hasattr(trainer.train_dataset, "__len__"):
+        raise ValueError(f"steps_per_pool={repeats} needs train data with a length, not a stream")
+
+
+def refuse_order(sampler: Any) -> None:
+    """Raise if a trainer's order of samples cannot be repeated by pools."""
+    if sampler is None or not hasattr(sampler, "__len__") or type(sampler).__name__ == "BatchRebalanceSampler":
+        kind = type(sampler).__name__
+        raise ValueError(f"steps_per_pool repeats pools in the order of a sampler of samples; the trainer's is {kind}")
 
 
 def offer(

@@ -16,7 +16,7 @@ from ftw_torch.distributed.collectives import Exchange
 from ftw_torch.errors import SelectionError
 from ftw_torch.selector import FilterThenWeight
 
-__all__ = ["Ranks", "Selector", "backward"]
+__all__ = ["Ranks", "Selector", "backward", "train_on"]
 
 Selector = FilterThenWeight | DistributedFilterThenWeight
 
@@ -63,9 +63,8 @@ def backward(
     selector: Selector,
     ranks: Ranks,
     pool: Any,
-    target: Any,
+    choose: Callable[[], Selection],
     *,
-    keep: int,
     steps: int,
     policy: str,
     autocast: Callable[[], AbstractContextManager[Any]],
@@ -75,8 +74,8 @@ def backward(
 
     Parameters
     ----------
-    keep : int
-        How many samples to choose.
+    choose : callable
+        Makes the choice, and adds its gradient to ``.grad``.
     steps : int
         Pools whose mean gradient is the step's.
     policy : str
@@ -98,7 +97,7 @@ def backward(
         for p in parameters:
             p.grad = None
         with autocast():
-            selection = selector.backward(pool, target, keep=keep)
+            selection = choose()
         if policy != "best" and int(selection.status) == Status.NOTHING_USEFUL:
             selection = _useless(parameters, selector, ranks, pool, selection, policy)
         term, value = shared(), None
@@ -119,6 +118,28 @@ def backward(
             for p, old in zip(parameters, before, strict=True):
                 p.grad = old
     return selection, value
+
+
+def train_on(selector: FilterThenWeight, pool: Any, target: Any, selection: Selection) -> Selection:
+    """Add the gradient of a selection made before to ``.grad``, by a plain backward; return it with the losses now."""
+    options, model, loss = selector.options, selector.model, selector.per_sample_loss
+    share = options.train_on_target
+    used = torch.nonzero(selection.weights != 0)[:, 0]  # (k',)
+    losses, done = selection.losses.clone(), 0
+    if len(used) and share < 1:
+        chosen = batches.take(pool, selection.indices[used])
+        for piece in batches.split(chosen, len(used), options.micro_batch):
+            found = loss(model, piece)  # (m,)
+            some = used[done : done + len(found)]
+            weights = selection.weights[some].to(found.device, torch.promote_types(found.dtype, torch.float32))
+            torch.autograd.backward((found * weights).sum() * (1 - share))
+            losses[selection.indices[some]] = found.detach().to(losses)
+            done += len(found)
+    if share and len(used):
+        n = batches.size(target, "target")
+        for piece in batches.split(target, n, options.micro_batch):
+            torch.autograd.backward(loss(model, piece).sum() * (share / n))
+    return selection._replace(losses=losses)
 
 
 def _add_shared(

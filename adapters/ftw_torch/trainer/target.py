@@ -78,7 +78,7 @@ class Collated:
                 args.dataloader_persistent_workers = persistent
         batch = dict(self._loader.collate_fn([self._loader.dataset[i] for i in indices]))
         batch.pop(self.without, None)
-        return trainer._ftw_cut(batches.map_tensors(lambda x: x.to(trainer.args.device), batch))
+        return trainer._ftw_loss.cut(batches.map_tensors(lambda x: x.to(trainer.args.device), batch))
 
 
 class Leaks:
