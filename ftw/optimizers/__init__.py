@@ -13,42 +13,53 @@ does it, less, without ``damping``. With a = the gradient that is really applied
 ``g + weight_decay * param``. Hyper-parameters are Python floats under the names of ``torch.optim``; ``step`` and ``lr``
 may be 0-d arrays.
 
-=============  =========================================================  ====================
-function       response P                                                 operator
-=============  =========================================================  ====================
-sgd            lr (1 - dampening), with Nesterov lr (1 + mu (1 - damp.))  Scale
-adam, adamw    lr (1 - b1) / (1 - b1^t) / (sqrt(v^) + eps)                Diagonal
-nadam          the same with Nesterov's schedule of momenta               Diagonal
-radam          the same, rectified; no v while t is small                 Diagonal, Scale
-adamax         lr (1 - b1) / (1 - b1^t) / u                               Diagonal
-adagrad        lr / (1 + (t - 1) lr_decay) / (sqrt(sum) + eps)            Diagonal
-rmsprop        lr / (sqrt(v) + eps), v less the squared mean if centered  Diagonal
-adafactor      row^-1/2 g col^-1/2, with torch's step sizes               Kronecker, Diagonal
-lion           lr (1 - b1) / abs(c): a surrogate, see its text            Diagonal
-soap           Adam in the eigenbases of Shampoo                          Rotated
-muon           derivative of the polar factor                             Polar
-=============  =========================================================  ====================
+===================  =========================================================  ====================
+function             response P                                                 operator
+===================  =========================================================  ====================
+sgd                  lr (1 - dampening), with Nesterov lr (1 + mu (1 - damp.))  Scale
+adam, adamw          lr (1 - b1) / (1 - b1^t) / (sqrt(v^) + eps)                Diagonal
+nadam                the same with Nesterov's schedule of momenta               Diagonal
+radam                the same, rectified; no v while t is small                 Diagonal, Scale
+adamax               lr (1 - b1) / (1 - b1^t) / u                               Diagonal
+adagrad              lr / (1 + (t - 1) lr_decay) / (sqrt(sum) + eps)            Diagonal
+rmsprop              lr / (sqrt(v) + eps), v less the squared mean if centered  Diagonal
+adadelta             lr sqrt(u + eps) / sqrt(v + eps)                           Diagonal
+adafactor            row^-1/2 g col^-1/2, with torch's step sizes               Kronecker, Diagonal
+hf_adafactor         the same, with those of fairseq and transformers           Kronecker, Diagonal
+lion                 lr (1 - b1) / abs(c): a surrogate, see its text            Diagonal
+asgd                 eta                                                        Scale
+schedule_free_sgd    gamma (1 - mu (1 - c)), c the share of z in the average    Scale
+schedule_free_adamw  gamma (1 - b1 (1 - c)) / (sqrt(v^) + eps)                  Diagonal
+soap                 Adam in the eigenbases of Shampoo                          Rotated
+muon                 derivative of the polar factor                             Polar
+===================  =========================================================  ====================
 """
 
-from ._adagrad import adagrad, rmsprop
+from ._adagrad import adadelta, adagrad, rmsprop
 from ._adam import adam, adamax, adamw, nadam, radam
-from ._factored import adafactor
+from ._factored import adafactor, hf_adafactor
 from ._matrix import muon, soap
-from ._sign import lion, sgd
+from ._schedule_free import schedule_free_adamw, schedule_free_sgd
+from ._sign import asgd, lion, sgd
 from ._update import LinearUpdate
 
 __all__ = [
     "LinearUpdate",
+    "adadelta",
     "adafactor",
     "adagrad",
     "adam",
     "adamax",
     "adamw",
+    "asgd",
+    "hf_adafactor",
     "lion",
     "muon",
     "nadam",
     "radam",
     "rmsprop",
+    "schedule_free_adamw",
+    "schedule_free_sgd",
     "sgd",
     "soap",
 ]

@@ -1,4 +1,4 @@
-"""Adagrad and RMSprop: a second moment without bias correction."""
+"""Adagrad, RMSprop and Adadelta: a second moment without bias correction."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ftw._array import Array, scalar_like, widen
 
 from ._update import LinearUpdate, coupled, inverse_root, number, rule
 
-__all__ = ["adagrad", "rmsprop"]
+__all__ = ["adadelta", "adagrad", "rmsprop"]
 
 
 @rule
@@ -117,3 +117,45 @@ def rmsprop(
     if momentum and momentum_buffer is not None:
         offset = scalar_like(lr, v) * momentum * widen(xp, momentum_buffer)
     return LinearUpdate(coupled(offset, operator, weight_decay, param, "rmsprop"), operator)
+
+
+@rule
+def adadelta(
+    square_avg: Array,
+    acc_delta: Array,
+    step: Any,
+    *,
+    lr: Any,
+    rho: float = 0.9,
+    eps: float = 1e-6,
+    weight_decay: float = 0.0,
+    param: Array | None = None,
+    anticipate: Array | None = None,
+    damping: float = 0.0,
+) -> LinearUpdate:
+    """Adadelta (Zeiler 2012), ``lr sqrt(u + eps) / (sqrt(v + eps) + damping * rms(sqrt v))``, coupled weight decay.
+
+    Parameters
+    ----------
+    square_avg, acc_delta : array, shaped like the parameter
+        Running means of the squared gradients, v, and of the squared updates, u.
+    step : int or 0-d array
+        Steps already taken. At step 0, nothing anticipated, P is lr times the identity.
+    lr : float or 0-d array
+    rho, eps, weight_decay : float
+    param : array, optional
+        Needed with weight decay.
+    anticipate, damping
+        See the module.
+    """
+    xp = _array.namespace(square_avg, acc_delta, anticipate, param, what="adadelta")
+    v, u = widen(xp, square_avg), widen(xp, acc_delta)
+    step, lr = number(step, v), number(lr, v)
+    start: Any = False
+    if anticipate is not None:
+        v = rho * v + (1 - rho) * widen(xp, anticipate) ** 2
+    else:
+        start = step == 0
+    numerator = scalar_like(lr, u) * xp.sqrt(u + eps)
+    operator = inverse_root(xp, v, numerator, 0.0, damping, eps_root=eps, start=start, at_start=lr)
+    return LinearUpdate(coupled(0.0, operator, weight_decay, param, "adadelta"), operator)

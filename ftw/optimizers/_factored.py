@@ -9,9 +9,9 @@ from ftw import _array
 from ftw._array import Array, scalar_like, widen
 from ftw.geometry import Diagonal, Kronecker, Operator, Scale
 
-from ._update import LinearUpdate, decoupled, inverse_root, number, pick, rule
+from ._update import LinearUpdate, decoupled, inverse_root, number, pick, rule, smaller
 
-__all__ = ["adafactor"]
+__all__ = ["adafactor", "hf_adafactor"]
 
 
 @rule
@@ -65,7 +65,7 @@ def adafactor(
     share = (step + 1) ** beta2_decay  # 1 - beta2 of this step
     floor = float(xp.finfo(param.dtype).eps) if eps[0] is None else eps[0]
     relative = xp.sqrt(xp.sum(p * p) / max(math.prod(p.shape), 1))  # ()
-    alpha = xp.where(relative > eps[1], relative, eps[1]) * _least(xp, lr, (step + 1) ** -0.5, p)
+    alpha = xp.where(relative > eps[1], relative, eps[1]) * smaller(xp, lr, (step + 1) ** -0.5, p)
     a = None if anticipate is None else widen(xp, anticipate)
     start = step == 0 if a is None else False  # nothing is known yet: P is alpha times the identity
     if start is True:
@@ -97,6 +97,114 @@ def adafactor(
     return LinearUpdate(decoupled(0.0, lr, weight_decay, p), operator)
 
 
+@rule
+def hf_adafactor(
+    exp_avg_sq_row: Array | None,
+    exp_avg_sq_col: Array | None,
+    variance: Array | None,
+    step: Any,
+    *,
+    lr: Any = None,
+    param: Array,
+    exp_avg: Array | None = None,
+    beta1: float | None = None,
+    decay_rate: float = -0.8,
+    eps: tuple[float, float] = (1e-30, 1e-3),
+    clip_threshold: float = 1.0,
+    weight_decay: float = 0.0,
+    scale_parameter: bool = True,
+    relative_step: bool = True,
+    warmup_init: bool = False,
+    anticipate: Array | None = None,
+    damping: float = 0.0,
+) -> LinearUpdate:
+    """Adafactor (Shazeer & Stern 2018) as fairseq and ``transformers`` have it.
+
+    It differs from `adafactor` in where ``eps`` enters (it is added to the squared gradients), in a learning rate that
+    is given or relative, ``min(1e-2, 1 / sqrt(t))``, and in a first moment of the updates.
+
+    Parameters
+    ----------
+    exp_avg_sq_row, exp_avg_sq_col : array (..., rows) and (..., columns), or None
+        Running means of the squared gradients, for parameters of two axes or more.
+    variance : array, or None
+        The unfactored second moment of a vector.
+    step : int or 0-d array
+        Steps already taken.
+    lr : float or 0-d array
+        Not used with ``relative_step``, where a warm-up makes it ``min(1e-6 t, 1 / sqrt(t))``.
+    param : array
+        Its rms multiplies the rate with ``scale_parameter``, at least ``eps[1]``.
+    exp_avg : array, optional
+        First moment of the updates, with ``beta1``.
+    decay_rate, clip_threshold, weight_decay : float
+        The clip is evaluated at the anticipated gradient, and 1 without one. Decay is decoupled.
+    anticipate, damping
+        See the module; the damping goes to both sides, each relative to its own rms.
+
+    Returns
+    -------
+    LinearUpdate
+        The operator is a `Kronecker` of two vectors for a matrix, a `Diagonal` for other shapes.
+    """
+    xp = _array.namespace(exp_avg_sq_row, exp_avg_sq_col, variance, param, anticipate, exp_avg, what="hf_adafactor")
+    p = widen(xp, param)
+    step = number(step, p)
+    t = step + 1
+    if relative_step:
+        lr = smaller(xp, 1e-6 * t if warmup_init else 1e-2, t**-0.5, p)
+    elif lr is None:
+        raise ValueError("hf_adafactor: lr= is needed without relative_step")
+    alpha = number(lr, p)
+    if scale_parameter:
+        relative = xp.sqrt(xp.sum(p * p) / max(math.prod(p.shape), 1))  # ()
+        alpha = xp.where(relative > eps[1], relative, eps[1]) * alpha
+    offset: Any = decoupled(0.0, alpha, weight_decay, p)
+    rate = alpha
+    if beta1 is not None:
+        offset = offset if exp_avg is None else offset + beta1 * widen(xp, exp_avg)
+        rate = alpha * (1 - beta1)
+    a = None if anticipate is None else widen(xp, anticipate)
+    start = step == 0 if a is None else False  # nothing is known yet: P is the rate times the identity
+    if start is True:
+        return LinearUpdate(offset, Scale(rate))
+    share = t**decay_rate  # 1 - beta2 of this step
+
+    def moment(v: Any, axis: int | None) -> Any:
+        v = widen(xp, v)
+        if a is None:
+            return v
+        square = a * a + eps[0]
+        return (1 - share) * v + share * (square if axis is None else xp.mean(square, axis=axis))
+
+    operator: Operator
+    if p.ndim < 2:
+        if variance is None:
+            raise ValueError(f"hf_adafactor: a parameter {tuple(p.shape)} needs variance=")
+        v = moment(variance, None)
+        values = _inverse(xp, v, damping) * _touched(xp, v, eps[0])
+        operator = Diagonal(scalar_like(rate, p) * pick(xp, start, 1.0, values, p))
+    else:
+        if exp_avg_sq_row is None or exp_avg_sq_col is None:
+            raise ValueError(f"hf_adafactor: a parameter {tuple(p.shape)} needs exp_avg_sq_row and exp_avg_sq_col")
+        r, c = moment(exp_avg_sq_row, -1), moment(exp_avg_sq_col, -2)  # (..., rows), (..., columns)
+        touched = _touched(xp, r, eps[0])
+        mean = xp.mean(r, axis=-1, keepdims=True)  # (..., 1)
+        r = r / xp.where(mean == 0, 1.0, mean)
+        left = scalar_like(rate, p) * pick(xp, start, 1.0, _inverse(xp, r, damping) * touched, p)
+        right = pick(xp, start, 1.0, _inverse(xp, c, damping), p)
+        left, right = left + xp.zeros_like(r), right + xp.zeros_like(c)
+        operator = Kronecker(left, right) if p.ndim == 2 else Diagonal(left[..., :, None] * right[..., None, :])
+    if a is not None:
+        operator = _clipped(xp, operator, a, rate, clip_threshold)
+    return LinearUpdate(offset, operator)
+
+
+def _touched(xp: Any, v: Any, floor: float) -> Any:
+    """Return 1 where any squared gradient was more than the floor that is added to all of them, else 0."""
+    return xp.astype(~(xp.max(v) <= 2 * floor), v.dtype)
+
+
 def _inverse(xp: Any, v: Any, damping: float) -> Any:
     """Return ``1 / (sqrt(v) + damping * rms(sqrt v))``, zero where v is."""
     root = xp.sqrt(v) + damping * xp.sqrt(xp.sum(v) / max(math.prod(v.shape), 1))
@@ -105,16 +213,10 @@ def _inverse(xp: Any, v: Any, damping: float) -> Any:
 
 def _clipped(xp: Any, operator: Operator, a: Any, alpha: Any, d: float) -> Operator:
     """Return the operator divided by ``max(1, rms(update) / d)``, where the update is its answer to a, less alpha."""
-    update = operator.apply(a) / alpha
+    still = alpha == 0
+    update = operator.apply(a) / pick(xp, still, 1.0, alpha, a)
     size = xp.sqrt(xp.sum(update * update) / max(math.prod(a.shape), 1)) / d  # ()
     clip = xp.where(size > 1, size, 1.0)
     if isinstance(operator, Kronecker):
         return Kronecker(operator.left / clip, operator.right)
     return Diagonal(operator.values / clip) if isinstance(operator, Diagonal) else operator
-
-
-def _least(xp: Any, a: Any, b: Any, like: Any) -> Any:
-    if isinstance(a, (int, float)) and isinstance(b, (int, float)):
-        return min(a, b)
-    less = scalar_like(a, like) < scalar_like(b, like)
-    return pick(xp, less, a, b, like)

@@ -1,4 +1,4 @@
-"""Rules without a second moment: SGD, and Lion, whose sign needs a surrogate."""
+"""Rules without a second moment: SGD, averaged SGD, and Lion, whose sign needs a surrogate."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ftw.geometry import Scale
 
 from ._update import LinearUpdate, coupled, decoupled, inverse_root, number, rule
 
-__all__ = ["lion", "sgd"]
+__all__ = ["asgd", "lion", "sgd"]
 
 
 @rule
@@ -48,6 +48,41 @@ def sgd(
     if momentum_buffer is not None and momentum:
         offset = scalar_like(lr, momentum_buffer) * (momentum * (momentum if nesterov else 1.0)) * momentum_buffer
     return LinearUpdate(coupled(offset, operator, weight_decay, param, "sgd"), operator)
+
+
+@rule
+def asgd(
+    step: Any = None,
+    *,
+    lr: Any,
+    eta: Any = None,
+    lambd: float = 1e-4,
+    weight_decay: float = 0.0,
+    param: Array | None = None,
+    anticipate: Array | None = None,
+    damping: float = 0.0,
+) -> LinearUpdate:
+    """Averaged SGD (Polyak & Juditsky 1992): the step is that of SGD; the average is kept on the side.
+
+    Parameters
+    ----------
+    lr : float or 0-d array
+    eta : float or 0-d array, optional
+        The rate of the next step, as the last one left it; before the first step it is ``lr``.
+    lambd : float
+        Decay of the parameter, ``eta * lambd * param``; left out of the offset without ``param``.
+    weight_decay : float
+        Coupled.
+    param : array, optional
+        Needed with weight decay.
+    step, anticipate, damping
+        Taken for the sake of a common form; not used.
+    """
+    del step, anticipate, damping
+    rate = lr if eta is None else eta
+    operator = Scale(rate)
+    offset = coupled(0.0, operator, weight_decay, param, "asgd")
+    return LinearUpdate(decoupled(offset, rate, lambd, param), operator)
 
 
 @rule

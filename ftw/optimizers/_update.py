@@ -12,17 +12,31 @@ from ftw import _array, _kinds
 from ftw._array import scalar_like
 from ftw.geometry import Diagonal, Operator, Scale
 
-__all__ = ["LinearUpdate", "correction", "coupled", "decoupled", "inverse_root", "number", "pick", "rule"]
+__all__ = [
+    "LinearUpdate",
+    "correction",
+    "coupled",
+    "decoupled",
+    "inverse_root",
+    "larger",
+    "number",
+    "pick",
+    "rule",
+    "smaller",
+]
 
 _P = ParamSpec("_P")
 
 # arguments that are shaped like the parameter (in Adafactor's state, vectors apart, nothing is), and those that are
 # numbers of which none is negative; the decay rates among them stay below one
 SHAPED = {
-    "anticipate", "exp_avg", "exp_avg_sq", "exp_inf", "grad_avg", "max_exp_avg_sq", "momentum_buffer", "param",
-    "square_avg", "sum", "variance",
+    "acc_delta", "anticipate", "exp_avg", "exp_avg_sq", "exp_inf", "grad_avg", "max_exp_avg_sq", "momentum_buffer",
+    "param", "square_avg", "sum", "variance", "z",
 }  # fmt: skip
-NUMBERS = {"alpha", "betas", "damping", "eps", "eps_root", "lr", "lr_decay", "momentum", "step", "weight_decay"}
+NUMBERS = {
+    "alpha", "betas", "clip_threshold", "damping", "eps", "eps_root", "eta", "lambd", "lr", "lr_decay", "momentum",
+    "rho", "step", "warmup_steps", "weight_decay", "weight_sum",
+}  # fmt: skip
 
 
 class LinearUpdate(NamedTuple):
@@ -122,6 +136,20 @@ def pick(xp: Any, condition: Any, a: Any, b: Any, like: Any) -> Any:
     if isinstance(condition, bool):
         return a if condition else b
     return xp.where(condition, _full(xp, a, like), _full(xp, b, like))
+
+
+def smaller(xp: Any, a: Any, b: Any, like: Any) -> Any:
+    """Return the smaller of two numbers, of which either may be an array."""
+    if isinstance(a, (int, float)) and isinstance(b, (int, float)):
+        return min(a, b)
+    return pick(xp, scalar_like(a, like) < scalar_like(b, like), a, b, like)
+
+
+def larger(xp: Any, a: Any, b: Any, like: Any) -> Any:
+    """Return the larger of two numbers, of which either may be an array."""
+    if isinstance(a, (int, float)) and isinstance(b, (int, float)):
+        return max(a, b)
+    return pick(xp, scalar_like(a, like) > scalar_like(b, like), a, b, like)
 
 
 def coupled(offset: Any, operator: Operator, weight_decay: float, param: Any, what: str) -> Any:

@@ -298,11 +298,17 @@ def state(rng, name):
         "muon": (m,),
         "adafactor": (v[:, :1], v[:1, :], v),
         "soap": (m, v, *matrices),
+        "adadelta": (v, 0.1 * v),
+        "asgd": (),
+        "hf_adafactor": (v[:, 0], v[0], v),
+        "schedule_free_adamw": (m, v),
+        "schedule_free_sgd": (m,),
     }.get(name, (m, v))
 
 
 def call(name, arrays, step, lr, p, a, **options):
     options |= {"param": p} if name not in ("muon",) else {}
+    options |= {"relative_step": False} if name == "hf_adafactor" else {}
     return getattr(rules, name)(*arrays, step, lr=lr, anticipate=a, **options)
 
 
@@ -363,7 +369,7 @@ def test_before_the_first_step_there_is_an_answer(rng, name, traced):
 
     with np.errstate(all="ignore"):
         identity = np.asarray(jax.jit(plain)(0)) if traced else plain(0)
-    if name != "adafactor" or not traced:
+    if name not in ("adafactor", "hf_adafactor") or not traced:
         ratio = identity / np.asarray(g)
         assert_allclose(ratio, ratio[0, 0], rtol=1e-9)
         assert ratio[0, 0] > 0
@@ -372,7 +378,7 @@ def test_before_the_first_step_there_is_an_answer(rng, name, traced):
     assert np.abs(told).max() > 0
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n not in ("sgd",)])
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in ("asgd", "schedule_free_sgd", "sgd")])
 def test_an_untouched_parameter_has_no_response(rng, name):
     zero = tuple(np.zeros_like(x) for x in state(rng, name))
     if name == "soap":
@@ -445,6 +451,12 @@ def test_half_precision_state_is_widened(rng, name):
         (lambda x: rules.rmsprop(x, 1, lr=0.1, centered=True), "needs grad_avg="),
         (lambda x: rules.adafactor(None, None, None, 1, lr=0.1, param=x), "needs row_var and col_var"),
         (lambda x: rules.adafactor(None, None, None, 1, lr=0.1, param=x[0]), "needs variance="),
+        (lambda x: rules.hf_adafactor(None, None, None, 1, param=x), "needs exp_avg_sq_row and exp_avg_sq_col"),
+        (lambda x: rules.hf_adafactor(None, None, None, 1, param=x[0]), "needs variance="),
+        (lambda x: rules.hf_adafactor(None, None, x, 1, param=x, relative_step=False), "lr= is needed"),
+        (lambda x: rules.asgd(lr=0.1, weight_decay=0.1), "asgd: .* needs param="),
+        (lambda x: rules.adadelta(x, x[0], 1, lr=0.1), "adadelta: .* disagree"),
+        (lambda x: rules.schedule_free_sgd(x, 1, lr=-0.1, param=x), "schedule_free_sgd: lr=-0.1"),
         (lambda x: rules.muon(None, lr=0.1), "give anticipate="),
         (lambda x: rules.muon(x[0], lr=0.1), "must be a matrix"),
         (lambda x: rules.soap(x[0], x[0], None, None, 1, lr=0.1), "must be of a matrix"),

@@ -201,6 +201,19 @@ def test_schedule_free(options, foreach):
     run(make, SHAPES[:3], torch.float32)
 
 
+@pytest.mark.parametrize("foreach", [True, False])
+@pytest.mark.parametrize("options", [{}, {"weight_decay": 0.1, "warmup_steps": 5}, {"r": 1.0, "momentum": 0.8}])
+def test_schedule_free_sgd(options, foreach):
+    package = outside("schedulefree")
+
+    def make(ps):
+        optimizer = package.SGDScheduleFree(ps, lr=0.1, foreach=foreach, **options)
+        optimizer.train()
+        return optimizer
+
+    run(make, SHAPES[:3], torch.float32)
+
+
 def test_schedule_free_in_eval_mode():
     p = nn.Parameter(torch.ones(3))
     with pytest.raises(RuntimeError, match=r"eval mode; call optimizer.train\(\)"):

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 import ftw.optimizers as updates
-from ftw.geometry import Diagonal, Kronecker, Scale
 from ftw.optimizers import LinearUpdate
 
 from .torch_optim import Reader, number, zeros
@@ -40,24 +39,21 @@ def _lion(optimizer: Any) -> Reader:
     return read
 
 
-def _schedule_free_adamw(optimizer: Any) -> Reader:
-    """AdamW of ``schedulefree`` in its training mode: the step of y, towards z and down the gradient."""
+def _schedule_free(optimizer: Any) -> Reader:
+    """Schedule-free AdamW and SGD of ``schedulefree`` in their training mode."""
 
     def read(p: Tensor, state: Any, group: Any, *, lr: Any, anticipate: Tensor | None, damping: float) -> LinearUpdate:
         if not group["train_mode"]:
             raise RuntimeError("the schedule-free optimizer is in eval mode; call optimizer.train() first")
-        (b1, b2), k, own = group["betas"], group["k"], group["lr"]
-        warm = min(1.0, (k + 1) / group["warmup_steps"]) if group["warmup_steps"] else 1.0
-        largest = max(own * warm, group["lr_max"])
-        weight = (k + 1) ** group["r"] * largest ** group["weight_lr_power"]
-        share = weight / (group["weight_sum"] + weight) if weight else 0.0  # of z in the average
-        y, rate = p.detach(), lr * warm * (1 - b1 * (1 - share))
+        y = p.detach()
+        names = ("weight_decay", "warmup_steps", "weight_sum", "lr_max", "r", "weight_lr_power")
+        common: dict[str, Any] = {name: group[name] for name in names}
+        common |= {"lr": lr, "param": y, "anticipate": anticipate, "damping": damping}
+        z, k = state.get("z", y), group["k"]
+        if "momentum" in group:
+            return updates.schedule_free_sgd(z, k, momentum=group["momentum"], **common)
         v = state.get("exp_avg_sq", zeros(p))
-        adam = updates.adam(
-            zeros(p), v, k, lr=rate, betas=(0.0, b2), eps=group["eps"], anticipate=anticipate, damping=damping
-        )
-        offset = share * (y - state["z"]) if "z" in state else 0.0
-        return LinearUpdate(offset + rate * group["weight_decay"] * y, adam.operator)
+        return updates.schedule_free_adamw(z, v, k, betas=group["betas"], eps=group["eps"], **common)
 
     return read
 
@@ -113,47 +109,24 @@ def _bits_adam(optimizer: Any) -> Reader:
 
 
 def _adafactor(optimizer: Any) -> Reader:
-    """Adafactor of ``transformers``, its clip held at the anticipated gradient."""
+    """Adafactor of ``transformers``."""
 
     def read(p: Tensor, state: Any, group: Any, *, lr: Any, anticipate: Tensor | None, damping: float) -> LinearUpdate:
-        t, value, a = state.get("step", 0) + 1, p.detach().float(), anticipate
-        floor, least = group["eps"]
-        if group["relative_step"]:
-            lr = min(1e-6 * t if group["warmup_init"] else 1e-2, t**-0.5)
-        if group["scale_parameter"]:
-            lr = lr * value.square().mean().sqrt().clamp(min=least)
-        offset, rate, share = lr * group["weight_decay"] * value, lr, t ** group["decay_rate"]
-        if group["beta1"] is not None:
-            offset, rate = offset + group["beta1"] * state.get("exp_avg", zeros(p)), lr * (1 - group["beta1"])
-        if a is None and t == 1:
-            return LinearUpdate(offset, Scale(rate))
-
-        def inverse(name: str, axis: int | None) -> Tensor:
-            """Return 1 / (root + damping) of a mean over an axis of the squares."""
-            v = state.get(name, 0.0)
-            if a is not None:
-                square = a.float().square() + floor
-                v = (1 - share) * v + share * (square if axis is None else square.mean(axis))
-            v = v / v.mean(-1, keepdim=True) if axis == -1 else v
-            root = v.sqrt()
-            out: Tensor = 1 / (root + damping * v.mean().sqrt())
-            return out
-
-        if p.ndim == 2:
-            operator: Any = Kronecker(rate * inverse("exp_avg_sq_row", -1), inverse("exp_avg_sq_col", -2))
-        elif p.ndim < 2:
-            operator = Diagonal(rate * inverse("exp_avg_sq", None))
-        else:
-            rows, columns = inverse("exp_avg_sq_row", -1), inverse("exp_avg_sq_col", -2)
-            operator = Diagonal(rate * rows[..., None] * columns[..., None, :])
-        if a is not None and rate:
-            size = (operator.apply(a.float()) / rate).square().mean().sqrt() / group["clip_threshold"]
-            clip = size.clamp(min=1.0)
-            if p.ndim == 2:
-                operator = Kronecker(operator.left / clip, operator.right)
-            else:
-                operator = Diagonal(operator.values / clip)
-        return LinearUpdate(offset, operator)
+        value, matrix = p.detach(), p.ndim > 1
+        names = ("beta1", "decay_rate", "eps", "clip_threshold", "weight_decay", "scale_parameter", "relative_step")
+        return updates.hf_adafactor(
+            state.get("exp_avg_sq_row", value.new_zeros(p.shape[:-1])) if matrix else None,
+            state.get("exp_avg_sq_col", value.new_zeros(p.shape[:-2] + p.shape[-1:])) if matrix else None,
+            None if matrix else state.get("exp_avg_sq", zeros(p)),
+            state.get("step", 0),
+            lr=lr,
+            param=value,
+            exp_avg=state.get("exp_avg"),
+            warmup_init=group["warmup_init"],
+            anticipate=anticipate,
+            damping=damping,
+            **{name: group[name] for name in names},
+        )
 
     return read
 
@@ -190,7 +163,8 @@ def _soap(optimizer: Any) -> Reader:
 
 READERS: dict[str, Callable[[Any], Reader]] = {
     "lion_pytorch.lion_pytorch.Lion": _lion,
-    "schedulefree.adamw_schedulefree.AdamWScheduleFree": _schedule_free_adamw,
+    "schedulefree.adamw_schedulefree.AdamWScheduleFree": _schedule_free,
+    "schedulefree.sgd_schedulefree.SGDScheduleFree": _schedule_free,
     **{
         f"bitsandbytes.optim.{module}.{paged}{name}{bits}": reader
         for module, name, reader in (

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 import ftw.optimizers as updates
-from ftw.geometry import Diagonal, Scale
 from ftw.optimizers import LinearUpdate
 
 __all__ = ["READERS", "REFUSED", "Reader", "number"]
@@ -123,22 +122,21 @@ def _rmsprop(p: Tensor, state: Any, group: Any, *, lr: Any, anticipate: Tensor |
 
 
 def _adadelta(p: Tensor, state: Any, group: Any, *, lr: Any, anticipate: Tensor | None, damping: float) -> LinearUpdate:
-    """Adadelta (Zeiler 2012), ``lr sqrt(u + eps) / sqrt(v + eps)``, u the mean of squared updates."""
-    given, rho, eps = _given(p, group, anticipate), group["rho"], group["eps"]
-    v, u = state.get("square_avg", zeros(p)), state.get("acc_delta", zeros(p))
-    if given["anticipate"] is not None:
-        v = rho * v + (1 - rho) * given["anticipate"] ** 2
-    root = (v + eps).sqrt()
-    operator = Diagonal(lr * (u + eps).sqrt() / (root + damping * v.mean().sqrt()))
-    offset = operator.apply(given["weight_decay"] * p.detach()) if given["weight_decay"] else 0.0
-    return LinearUpdate(offset, operator)
+    return updates.adadelta(
+        state.get("square_avg", zeros(p)),
+        state.get("acc_delta", zeros(p)),
+        number(state.get("step", 0)),
+        lr=lr,
+        rho=group["rho"],
+        eps=group["eps"],
+        damping=damping,
+        **_given(p, group, anticipate),
+    )
 
 
 def _asgd(p: Tensor, state: Any, group: Any, *, lr: Any, anticipate: Tensor | None, damping: float) -> LinearUpdate:
-    """Averaged SGD (Polyak & Juditsky 1992): the step is plain; the average is kept on the side."""
-    eta = number(state.get("eta", lr))
-    decay = number(group["weight_decay"]) + group["lambd"]  # of the gradient, and of the parameter: the same step
-    return LinearUpdate(eta * decay * p.detach(), Scale(eta))
+    given = _given(p, group, anticipate)
+    return updates.asgd(lr=lr, eta=number(state.get("eta")), lambd=group["lambd"], damping=damping, **given)
 
 
 def _adafactor(

@@ -525,4 +525,31 @@ MUTATIONS: list[Mutation] = [
         ("xp.mean(xp.abs(", "xp.mean((", "losses of both signs cancel in the step"),
         ("usable = (slope > 0)", "usable = (slope != 0)", "a step upward"),
     ),
+    *_all(
+        "optimizers/_schedule_free.py",
+        (
+            "gamma * (1 - beta * (1 - share))",
+            "gamma * (1 - beta * share)",
+            "the share of z taken for that of the average",
+        ),
+        (
+            "weight / pick(xp, some, both, 1.0, like)",
+            "weight / pick(xp, some, before, 1.0, like)",
+            "weights less the last",
+        ),
+        ("1.0, (step + 1) / warmup_steps", "1.0, step / warmup_steps", "a warm-up that begins at zero"),
+    ),
+    *_all(
+        "optimizers/_factored.py",
+        ("square = a * a + eps[0]", "square = a * a", "the floor of transformers' Adafactor left out"),
+        (
+            "offset + beta1 * widen(xp, exp_avg)",
+            "offset + alpha * beta1 * widen(xp, exp_avg)",
+            "a rate on past updates",
+        ),
+    ),
+    *_all(
+        "optimizers/_adagrad.py",
+        ("xp.sqrt(u + eps)", "xp.sqrt(u)", "Adadelta's floor of the updates left out"),
+    ),
 ]

@@ -29,16 +29,21 @@ class State(NamedTuple):
 
 
 ORDER = {
+    "adadelta": ("square_avg", "acc_delta"),
     "adafactor": ("row_var", "col_var", "variance"),
     "adagrad": ("sum",),
     "adam": ("exp_avg", "exp_avg_sq"),
     "adamax": ("exp_avg", "exp_inf"),
     "adamw": ("exp_avg", "exp_avg_sq"),
+    "asgd": (),
+    "hf_adafactor": ("exp_avg_sq_row", "exp_avg_sq_col", "variance"),
     "lion": ("exp_avg",),
     "muon": ("momentum_buffer",),
     "nadam": ("exp_avg", "exp_avg_sq", "mu_product"),
     "radam": ("exp_avg", "exp_avg_sq"),
     "rmsprop": ("square_avg",),
+    "schedule_free_adamw": ("z", "exp_avg_sq"),
+    "schedule_free_sgd": ("z",),
     "sgd": ("momentum_buffer",),
     "soap": ("exp_avg", "exp_avg_sq", "left", "right"),
 }
@@ -119,6 +124,19 @@ def states(rng: Any, name: str, shape: tuple[int, ...], **flags: Any) -> dict[st
         if len(shape) < 2:
             return {"variance": v}
         return {"row_var": np.mean(v, axis=-1, keepdims=True), "col_var": np.mean(v, axis=-2, keepdims=True)}
+    if name == "hf_adafactor":
+        first = {"exp_avg": 0.1 * m} if flags.get("beta1") else {}
+        if len(shape) < 2:
+            return {"variance": v} | first
+        return {"exp_avg_sq_row": np.mean(v, axis=-1), "exp_avg_sq_col": np.mean(v, axis=-2)} | first
+    if name == "adadelta":
+        return {"square_avg": v, "acc_delta": np.asarray(rng.uniform(0, 0.1, size=shape))}
+    if name == "asgd":
+        return {"eta": np.asarray(0.03)}
+    if name == "schedule_free_sgd":
+        return {"z": m}
+    if name == "schedule_free_adamw":
+        return {"z": m, "exp_avg_sq": v}
     if name == "soap":
         sides = [orthonormal(rng, d) for d in shape]
         return {"exp_avg": m, "exp_avg_sq": v, "left": sides[0], "right": sides[1]}
@@ -168,6 +186,23 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
         {"eps": (0.8, 2.0), "d": 0.5, "beta2_decay": -0.5},
         {"eps": (None, 1e-3), "weight_decay": 0.3, "d": 3.0},
     ],
+    "adadelta": [{}, {"rho": 0.6, "eps": 0.1}, {"weight_decay": 0.3}],
+    "asgd": [{}, {"weight_decay": 0.3, "lambd": 0.2}],
+    "hf_adafactor": [
+        {},
+        {"relative_step": False, "scale_parameter": False, "beta1": 0.8, "weight_decay": 0.3},
+        {"warmup_init": True, "clip_threshold": 0.3, "decay_rate": -0.5, "eps": (1e-3, 3.0)},
+    ],
+    "schedule_free_adamw": [
+        {},
+        {"weight_decay": 0.3, "warmup_steps": 30, "weight_sum": 0.7, "lr_max": 0.04, "betas": (0.8, 0.9), "eps": 0.1},
+        {"weight_sum": 0.1, "r": 1.0, "weight_lr_power": 1.0},
+    ],
+    "schedule_free_sgd": [
+        {},
+        {"weight_decay": 0.3, "warmup_steps": 30, "weight_sum": 0.7, "lr_max": 0.04, "momentum": 0.8},
+        {"weight_sum": 0.1, "r": 1.0, "weight_lr_power": 1.0},
+    ],
     "lion": [{}, {"betas": (0.7, 0.9)}, {"weight_decay": 0.3}],
     "muon": [
         {},
@@ -178,7 +213,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     ],
     "soap": [{}, {"betas": (0.7, 0.9), "eps": 0.1, "weight_decay": 0.3}],
 }
-NEEDS_PARAM = {"adafactor"}
+NEEDS_PARAM = {"adafactor", "hf_adafactor", "schedule_free_adamw", "schedule_free_sgd"}
 MATRICES = {"muon", "soap"}
 
 
@@ -240,7 +275,8 @@ def make(rng: Any, name: str, options: dict[str, Any], shape: tuple[int, ...], f
     state = states(rng, name, shape, amsgrad=amsgrad, **options)
     if step == 0:  # before the first step everything is zero, or not there
         state = {
-            k: None if k == "momentum_buffer" else x if k in ("left", "right") else 0 * x for k, x in state.items()
+            k: None if k in ("momentum_buffer", "eta") else x if k in ("left", "right") else 0 * x
+            for k, x in state.items()
         }
         if name == "nadam":
             state["mu_product"] = np.asarray(1.0)
@@ -273,7 +309,7 @@ def one(rng: Any, name: str, number: int, options: Any, step: int, folded: bool,
 
 def untouched(rng: Any, name: str) -> list[Case]:
     """Return the cases of a parameter that has never had a gradient, and of one with some entries at zero."""
-    if name == "sgd":
+    if name in ("asgd", "schedule_free_sgd", "sgd"):
         return []
     out: list[Case] = []
     shape = (4, 3)
@@ -294,11 +330,13 @@ def untouched(rng: Any, name: str) -> list[Case]:
         if name == "adafactor" and what != "untouched":
             state["row_var"] = state["row_var"] * np.asarray([[1.0], [1], [0], [1]])
             state["col_var"] = state["col_var"] * np.asarray([[1.0, 0, 1]])
+        if name == "hf_adafactor" and what != "untouched":
+            state["exp_avg_sq_row"] = state["exp_avg_sq_row"] * np.asarray([1.0, 1, 0, 1])
         s = s._replace(state=state, anticipate=s.anticipate * hole)
         for eps in (None, 0.0):
             more: dict[str, Any] = dict(options)
             if eps is not None:
-                if name in ("lion", "muon", "adafactor"):
+                if name in ("lion", "muon", "adafactor", "hf_adafactor"):
                     continue
                 more["eps"] = eps
             call, check = predict(name, 5, 0.0, more), account(name, 5, 0.0, more)
