@@ -23,10 +23,9 @@ from . import _jaxprs, _names, _sites
 from ._layout import View, share
 from ._sites import Lookup, Plan, Product, Ref
 
-__all__ = ["CAPTURES", "Captured", "per_sample", "routes", "sharing", "trace"]
+__all__ = ["Captured", "per_sample", "routes", "sharing", "trace"]
 
 Loss = Callable[[Any, Any], Any]
-CAPTURES = ("auto", "dense", "factors")
 
 
 class Traced(NamedTuple):

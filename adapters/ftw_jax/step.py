@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import ftw
 from ftw import Selection, Simplex
 from ftw.constraints import Constraint
-from ftw.filters import Filter
+from ftw.filters import Filter, FilterName
 from ftw.geometry import Operator
 from ftw.spi import GuardWatch
 
@@ -23,11 +23,11 @@ from ._forward import forward_step
 from ._layout import operators_of, tree_of
 from .geometry import geometry as optimizer_geometry
 from .geometry import orthogonalised
+from .options import CaptureName, Fill, Geometry, Options, Score, Weight
 
 __all__ = ["capture_plan", "filter_then_weight"]
 
 Loss = Callable[[Any, Any], Any]
-Geometry = Callable[[Any, Any, Any], Mapping[str, Operator]]
 Select = Callable[..., tuple[Any, Selection]]
 _WHAT = "filter_then_weight"
 log = logging.getLogger("ftw_jax")
@@ -39,22 +39,22 @@ def filter_then_weight(
     tx: Any,
     *,
     keep: int,
-    filter: str | Filter = "matching",
-    weight: str = "qp",
+    filter: FilterName | Filter = "matching",
+    weight: Weight = "qp",
     constraint: Constraint = Simplex(1.0),  # noqa: B008
     ridge: Any = 0.05,
     shortlist: int | float | None = 0.5,
     solver: Callable[..., Any] | None = None,
     guard: float = 0.3,
     damping: float = 0.1,
-    capture: str = "auto",
+    capture: CaptureName = "auto",
     micro_batch: int | None = None,
     geometry: Geometry | None = None,
     linearise: bool = False,
     quota: ftw.Quota | None = None,
-    fill: str = "raise",
+    fill: Fill = "raise",
     explain: bool = False,
-    score: str = "exact",
+    score: Score = "exact",
     train_on_target: float = 0.0,
 ) -> Select:
     """Return a function that chooses ``keep`` samples of a pool, and weights for them, and composes their gradient.
@@ -66,15 +66,15 @@ def filter_then_weight(
     tx : GradientTransformation
         The optimizer that the gradient is for. `ftw_jax.geometry` says what of it is read.
     keep, filter, weight, constraint, ridge, shortlist, solver, guard
-        Those of `ftw.filter_then_weight`; by default half of the pool goes on to the Gram matrix.
+        As in `ftw.filter_then_weight`; by default half of the pool goes on to the Gram matrix.
     damping : float
         Added to second-moment denominators as a multiple of their root mean square over the parameter, not negative.
     capture : {"auto", "dense", "factors"}
-        How per-sample gradients are kept: written out, which is ``vmap(grad)``; as the factors of products and look-ups
-        wherever the loss has them; or, parameter by parameter, as what takes less memory (`ftw_jax.capture_plan` states
-        it).
+        How per-sample gradients are kept: materialized, which is ``vmap(grad)``; as the factors of products and
+        look-ups wherever the loss has them; or, parameter by parameter, as what takes less memory
+        (`ftw_jax.capture_plan` states it).
     micro_batch : int, optional
-        Walk the samples so many at a time: the same gradients, less memory, and faster on a CPU, whose cache a few
+        Take the samples so many at a time: the same gradients, less memory, and faster on a CPU, whose cache a few
         samples fill. None takes them all at once, as a pool that several devices share needs it. With 1 nothing is
         vmapped, for a loss that has no batched form (`jax.lax.ragged_dot`).
     geometry : callable, optional
@@ -89,12 +89,11 @@ def filter_then_weight(
         forward derivative (a `jax.custom_vjp` has none). The guard is off.
     train_on_target : float
         The share a of the target's own gradient in the update, ``(1 - a) sum_i w_i g_i + a g_T``.
-
     quota : ftw.Quota, optional
         How many of the kept samples come from each source. Its sources, and those of a `ftw.SourceShares`, are the name
         of a column of the pool (a mapping) that holds integers, or an array (n,).
     fill, explain
-        Those of `ftw.filter_then_weight`; bounds that a pool cannot fill come back in ``selection.status``.
+        As in `ftw.filter_then_weight`; bounds that a pool cannot fill come back in ``selection.status``.
 
     Returns
     -------
@@ -113,17 +112,30 @@ def filter_then_weight(
         for an optimizer that cannot be read. Values (NaN, no useful candidate) come back in ``selection.status``, and
         with weights of NaN the gradient is NaN too.
     """
-    _check_options(loss, tx, keep, damping, capture, micro_batch, geometry, linearise)
-    _check_scores(score, train_on_target)
-    choice: dict[str, Any] = {"keep": keep, "filter": filter, "weight": weight, "constraint": constraint}
-    choice |= {
-        "ridge": ridge,
-        "shortlist": shortlist,
-        "solver": solver,
-        "quota": quota,
-        "fill": fill,
-        "explain": explain,
-    }
+    if not callable(loss):
+        raise TypeError(f"{_WHAT}: loss must be a function (params, example) -> scalar, got {type(loss).__name__}")
+    if not callable(getattr(tx, "update", None)):
+        raise TypeError(f"{_WHAT}: tx must be an optax GradientTransformation, got {type(tx).__name__}")
+    options = Options(
+        keep=keep,
+        filter=filter,
+        weight=weight,
+        constraint=constraint,
+        ridge=ridge,
+        shortlist=shortlist,
+        solver=solver,
+        guard=guard,
+        damping=damping,
+        capture=capture,
+        micro_batch=micro_batch,
+        geometry=geometry,
+        linearise=linearise,
+        quota=quota,
+        fill=fill,
+        explain=explain,
+        score=score,
+        train_on_target=train_on_target,
+    )
 
     def select(params: Any, opt_state: Any, pool: Any, target: Any = None, **extra_args: Any) -> tuple[Any, Selection]:
         names, treedef = _names.flatten(params, what="params")
@@ -156,7 +168,7 @@ def filter_then_weight(
                 geometry=responses,
                 trace=lambda: _plan(loss, params, pool, None, capture, apart)[0],
                 micro_batch=micro_batch,
-                options=_with_columns(choice, pool),
+                options=_with_columns(options.choice, pool),
             )
             return _blended(grads, at, train_on_target, params), selection
         traces = _plan(loss, params, pool, target, capture, apart)
@@ -169,7 +181,7 @@ def filter_then_weight(
         at = tree_of(treedef, views, g_T)
         operators = operators_of(views, responses(at))
         selection = ftw.filter_then_weight(
-            records, g_T, operators, target_samples=samples, guard=guard, **_with_columns(choice, pool)
+            records, g_T, operators, target_samples=samples, guard=guard, **_with_columns(options.choice, pool)
         )
         members = ftw.take(records, selection.indices)
         grads = ftw.combine(members, selection.weights)
@@ -213,29 +225,6 @@ def _plan(
     return [_capture.sharing(t, params, apart=apart) for t in traced]
 
 
-def _check_options(
-    loss: Any, tx: Any, keep: Any, damping: Any, capture: Any, micro_batch: Any, geometry: Any, linearise: Any
-) -> None:
-    if not callable(loss):
-        raise TypeError(f"{_WHAT}: loss must be a function (params, example) -> scalar, got {type(loss).__name__}")
-    if not callable(getattr(tx, "update", None)):
-        raise TypeError(f"{_WHAT}: tx must be an optax GradientTransformation, got {type(tx).__name__}")
-    if not isinstance(keep, int) or isinstance(keep, bool):
-        raise TypeError(f"{_WHAT}: keep must be an int, got {type(keep).__name__}")
-    if keep < 1:
-        raise ValueError(f"{_WHAT}: keep={keep} must be at least 1")
-    if not isinstance(damping, (int, float)) or not damping >= 0:
-        raise ValueError(f"{_WHAT}: damping={damping!r} must be a number, not negative")
-    if not isinstance(linearise, bool):
-        raise TypeError(f"{_WHAT}: linearise must be a bool, got {type(linearise).__name__}")
-    if capture not in _capture.CAPTURES:
-        raise ValueError(f"{_WHAT}: capture={capture!r} is not one of {', '.join(_capture.CAPTURES)}")
-    if micro_batch is not None and (type(micro_batch) is not int or micro_batch < 1):
-        raise ValueError(f"{_WHAT}: micro_batch={micro_batch!r} must be an int of at least 1, or None")
-    if geometry is not None and not callable(geometry):
-        raise TypeError(f"{_WHAT}: geometry must be a function (params, opt_state, gradient) -> {{name: operator}}")
-
-
 def _with_columns(choice: dict[str, Any], pool: Any) -> dict[str, Any]:
     """Return the options of a choice with the pool's columns where they are named."""
     return choice | {name: _with_sources(choice[name], pool) for name in ("constraint", "quota")}
@@ -258,14 +247,6 @@ def _blended(update: Any, target: Any, share: float, params: Any) -> Any:
     if share:
         update = jax.tree.map(lambda g, t: (1 - share) * g + share * t.astype(g.dtype), update, target)
     return jax.tree.map(lambda g, p: g.astype(p.dtype), update, params)
-
-
-def _check_scores(score: Any, train_on_target: Any) -> None:
-    if score not in ("exact", "forward"):
-        raise ValueError(f"{_WHAT}: score={score!r} must be 'exact' or 'forward'")
-    number = isinstance(train_on_target, (int, float)) and not isinstance(train_on_target, bool)
-    if not number or not 0 <= train_on_target <= 1:
-        raise ValueError(f"{_WHAT}: train_on_target={train_on_target!r} must be a number in [0, 1]")
 
 
 def _samples(batch: Any, *, what: str) -> int:

@@ -260,6 +260,32 @@ def test_errors_name_the_argument(options, error, message):
         run()
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"filter": "matchin"}, "filter='matchin' is not one of top_k, matching, greedy_utility"),
+        ({"weight": "equal"}, "weight='equal'"),
+        ({"guard": 7}, "guard=7"),
+        ({"guard": -0.1}, "guard=-0.1"),
+        ({"ridge": -1.0}, "ridge=-1.0"),
+        ({"shortlist": 0.0}, "shortlist=0.0"),
+        ({"shortlist": "half"}, "shortlist='half'"),
+        ({"constraint": "simplex"}, "constraint is a str"),
+        ({"quota": (1, 2)}, "quota must be ftw.Quota"),
+        ({"fill": "best"}, "fill='best' is not one of raise, relax"),
+        ({"explain": 1}, "explain must be a bool"),
+        ({"solver": 3}, "solver is a int"),
+        ({"score": "fast"}, "score='fast' is not one of exact, forward"),
+        ({"train_on_target": True}, "train_on_target=True"),
+        ({"keep": 3, "constraint": ftw.Box(np.zeros(2), np.ones(2))}, "keep=3 must lie in 1 .. 2"),
+    ],
+    ids=str,
+)
+def test_options_are_checked_before_a_pool_is_there(options, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        ftw_jax.filter_then_weight(lambda p, x: 0.0, optax.sgd(0.1), **{"keep": 3, **options})
+
+
 def test_errors_of_others_say_where_they_come_from():
     loss, params, pool, target = jax_models.mlp()
     tx = optax.adam(0.1)
