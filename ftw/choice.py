@@ -7,9 +7,9 @@ that it took while it captured.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple
 
-from . import _array, _kinds, _loops, _named_filters, _units, quotas
+from . import _array, _kinds, _loops, _named_filters, _shown, _units, quotas
 from . import guard as guard_
 from ._array import Array
 from ._named_filters import Shortlist, needs_gram
@@ -25,8 +25,18 @@ from .weighing import at, weigh
 __all__ = ["Products", "Selection", "check_options", "choose", "shortlist_order", "strata"]
 
 
-class Selection(NamedTuple):
-    """What was chosen, and what is expected of it.
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar
+
+    A = TypeVar("A", default=Any)  # arrays of one library, as in Selection[torch.Tensor]
+else:
+    from typing import TypeVar
+
+    A = TypeVar("A")
+
+
+class Selection(NamedTuple, Generic[A]):
+    """What was chosen, and what is expected of it; in a notebook it shows a table of the picks.
 
     Attributes
     ----------
@@ -60,20 +70,28 @@ class Selection(NamedTuple):
         Why each candidate was picked or refused, where ``explain`` asks for it.
     """
 
-    indices: Any
-    weights: Any
-    scores: Any
-    match: Any
-    predicted_decrease: Any
-    effective_size: Any
-    shrinkage: Any
-    count: Any
-    status: Any
-    signal: Any
+    indices: A
+    weights: A
+    scores: A
+    match: A
+    predicted_decrease: A
+    effective_size: A
+    shrinkage: A
+    count: Any  # tuples have a method of the name
+    status: A
+    signal: A
     losses: Any = None
     target_loss: Any = None
     relaxed: Any = None
     reasons: Any = None
+
+    def __repr__(self) -> str:
+        """Return one line: how many of how many, the figures, and the status by its name."""
+        return _shown.line(self)
+
+    def _repr_html_(self) -> str:
+        """Return the line and a table of the picks, for notebooks."""
+        return _shown.table(self)
 
 
 class Linear(NamedTuple):

@@ -21,6 +21,7 @@ from .command import main
 from .decisions import Decision, decisions, history, why
 from .page import render, write
 from .record import Record, Recorder, Run, describe, read
+from .scalars import log_scalars, scalars
 from .summary import Summary, paired, summarise, table
 
 __all__ = [
@@ -32,10 +33,12 @@ __all__ = [
     "decisions",
     "describe",
     "history",
+    "log_scalars",
     "main",
     "paired",
     "read",
     "render",
+    "scalars",
     "summarise",
     "table",
     "why",

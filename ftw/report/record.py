@@ -157,6 +157,28 @@ class Record:
             found.setdefault(run.method, []).append(run)
         return found
 
+    def rows(self) -> list[dict[str, Any]]:
+        """Return a row a step, run by run, for `pandas.DataFrame`: its numbers, with ``seconds`` by part."""
+        found = []
+        for run in self.runs:
+            for step, line in sorted(run.steps.items()):
+                row: dict[str, Any] = {"run": run.name, "method": run.method, "seed": run.seed, "step": step}
+                for name, value in line.items():
+                    parts = value.items() if name == "seconds" and isinstance(value, dict) else ()
+                    row |= {f"seconds_{part}": number_in(v) for part, v in parts}
+                    if name not in row and name != "kind" and isinstance(value, str | int | float):
+                        row[name] = value
+                found.append(row)
+        return found
+
+    def picks(self) -> list[dict[str, Any]]:
+        """Return a row a sample that was picked, for `pandas.DataFrame`: run, step, and what is known of the sample."""
+        return [
+            {"run": run.name, "method": run.method, "seed": run.seed, "step": step, **sample}
+            for run in self.runs
+            for step, sample in run.samples("picked")
+        ]
+
 
 def read(*paths: str | os.PathLike[str]) -> Record:
     """Read records; lines that a killed process left unfinished are counted and passed over.

@@ -141,6 +141,15 @@ def test_the_options_of_commands_exist():
                 assert f'"{option}"' in sources[module], f"{page.name}: {module} has no {option}"
 
 
+def test_a_page_has_one_title_in_every_list():
+    titles = {page.name: page.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ") for page in PAGES}
+    index = (ROOT / "docs/index.md").read_text(encoding="utf-8")
+    for words, name in re.findall(r"\[([^\]]+)\]\(([\w-]+\.md)\)", index):
+        assert words == titles[name], name
+    for name in titles.keys() - {"README.md", "CONTRIBUTING.md", "index.md"}:
+        assert index.count(f"\n{name.removesuffix('.md')}\n") == 1, f"docs/index.md lists {name} once in its toctrees"
+
+
 @pytest.mark.parametrize("package", ["ftw", "ftw_torch", "ftw_jax", "ftw_reference", "ftw_conformance"])
 def test_the_api_lists_every_public_name(package):
     listed = (ROOT / f"docs/api/{package}.md").read_text(encoding="utf-8").split()

@@ -66,8 +66,9 @@ class DistributedFilterThenWeight:
         The default one unless told.
     max_bytes : int
         Of the records that are on one rank at a time while the Gram matrix is formed.
-    filter, weight, constraint, ridge, shortlist, solver, guard, damping, micro_batch, on_nonfinite, gram_sketch,
-    sources, quota, fill, explain
+    filter, weight, constraint, ridge, shortlist, solver, guard, damping, micro_batch, on_nonfinite
+        As in `FilterThenWeight`.
+    gram_sketch, sources, quota, fill, explain
         As in `FilterThenWeight`. With ``gram_sketch`` processes exchange sketches in place of records. A quota counts
         the samples of all ranks together; its sources are a column of every rank's pool.
     train_on_target
