@@ -1,4 +1,4 @@
-"""Two processes (gloo, CPU) that do a job, and the small cases that they do it on."""
+"""A few processes (gloo, CPU) that do a job, and the small cases that they do it on."""
 
 import datetime
 import multiprocessing
@@ -14,10 +14,10 @@ import torch_models as models
 WORLD = 2
 
 
-def work(rank, port, job, results):
+def work(rank, port, job, results, world):
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    dist.init_process_group("gloo", rank=rank, world_size=WORLD, timeout=datetime.timedelta(seconds=60))
+    dist.init_process_group("gloo", rank=rank, world_size=world, timeout=datetime.timedelta(seconds=60))
     try:
         results[rank] = job(rank)
     except Exception as error:
@@ -26,15 +26,17 @@ def work(rank, port, job, results):
         dist.destroy_process_group()
 
 
-def run(job):
-    """Return what ``job(rank)`` gives on each of two processes."""
+def run(job, world=WORLD):
+    """Return what ``job(rank)`` gives on each of the processes."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     with mp.Manager() as manager:
         results = manager.dict()
         multiprocessing.set_forkserver_preload(["torch.distributed.fsdp", "torch._dynamo", "torch_models"])
-        context = mp.start_processes(work, (port, job, results), nprocs=WORLD, join=False, start_method="forkserver")
+        context = mp.start_processes(
+            work, (port, job, results, world), nprocs=world, join=False, start_method="forkserver"
+        )
         assert context is not None
         for _ in range(12):
             if context.join(timeout=10):
@@ -43,7 +45,7 @@ def run(job):
             for process in context.processes:
                 process.kill()
             raise AssertionError("a process hangs")
-        return [results[rank] for rank in range(WORLD)]
+        return [results[rank] for rank in range(world)]
 
 
 def case(kind):

@@ -15,13 +15,12 @@ from torch.utils._pytree import tree_leaves
 import ftw
 from ftw.geometry import Operator
 from ftw.gradients import Record
-from ftw.inner_products import cross_gram
 from ftw.spi import Products, squared_norms, strata
 from ftw_torch.capture.fsdp import part_bytes
 from ftw_torch.optim.geometry import geometry, unwrapped
-from ftw_torch.records.blocks import add_sketches
 
-from .collectives import Exchange, Layouts
+from .collectives import Exchange, Layouts, rank_names
+from .gram import by_rank, gram_of_ranks
 
 __all__ = ["AllCandidates", "Local", "gather_candidates"]
 
@@ -130,13 +129,14 @@ class AllCandidates:
         self.losses, self.scores = scored.losses.cpu(), scored.scores.cpu()  # (N,), (N,)
         self.target_losses, self.targets = scored.loss.cpu(), scored.targets
         self.good: Tensor | None = None
+        self.measured = True  # whether an update is composed for its length
 
     def products(self) -> Products:
         """Return the inner products that a choice asks for."""
         lengths = self.scored.lengths
         return Products(
             lambda indices: self.gram(self._place(indices)),
-            lambda indices, weights: self._inner(self.reduced(self._place(indices), weights, "length")),
+            self._length,
             self._inner(self.scored.mean),
             None if lengths is None else lengths.to(self.scores),
             self._against_mean,
@@ -144,13 +144,7 @@ class AllCandidates:
 
     def named(self, bad: Tensor) -> str:
         """Return words for some candidates, by rank."""
-        out, start = [], 0
-        for rank, size in enumerate(self.sizes):
-            numbers = torch.nonzero(bad[start : start + size])[:, 0].tolist()
-            start += size
-            if numbers:
-                out.append(f"sample {', '.join(map(str, numbers[:8]))} of rank {rank}'s pool")
-        return " and ".join(out)
+        return rank_names(bad, self.sizes)
 
     def refuse_target(self) -> None:
         """Do nothing: every rank has looked at the losses of its own target samples."""
@@ -160,6 +154,12 @@ class AllCandidates:
         if indices is None:
             return torch.arange(self.n) if self.good is None else self.good
         return indices if self.good is None else self.good[indices]
+
+    def _length(self, indices: Tensor, weights: Tensor) -> Tensor:
+        """Return ``|sum_i w_i g_i|^2`` (), NaN where it is not measured."""
+        if not self.measured:
+            return torch.full((), torch.nan, dtype=self.scores.dtype)
+        return self._inner(self.reduced(self._place(indices), weights, "length"))
 
     def _against_mean(self, order: Tensor, short: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return ``|g_T - g_P|^2`` () and ``<g_i, P g_P>`` (s,), g_P the pool's mean as estimated by `strata`."""
@@ -174,39 +174,19 @@ class AllCandidates:
 
     def gram(self, indices: Tensor) -> Tensor:
         """Return ``<g_i, P g_j>`` (s, s) of candidates of all ranks, exactly or from sketches."""
-        wanted = indices.tolist()
-        starts = [sum(self.sizes[:r]) for r in range(len(self.sizes))]
-        owned = [
-            [(at, i - start) for at, i in enumerate(wanted) if start <= i < start + size]
-            for start, size in zip(starts, self.sizes, strict=True)
-        ]  # by rank: (place in the matrix, place in the rank's pool)
-        counts = [len(some) for some in owned]
-        mine = torch.tensor([i for _, i in owned[self.exchange.rank]], dtype=torch.int64, device=self.device)
-        rows = self.scored.scores.new_zeros(len(mine), len(wanted))  # (s_r, s)
-        own = ftw.take(self.local.candidates, mine) if len(mine) else {}
-        order = torch.tensor([at for some in owned for at, _ in some], device=self.device)  # (s,)
-        m = self.sketch
-        if m is not None:
-            x = self.scored.scores.new_zeros(len(mine), m)  # (s_r, m)
-            for name, record in own.items() if len(mine) else ():
-                x += add_sketches(name, [record], self.operators[name], m).to(x.dtype)
-            x = self.exchange.rows(x, counts, "gram")[order.argsort()]  # (s, m), as asked
-            return (x @ x.T).cpu()
-        for name, operator in self.operators.items():
-            if not self.layouts.used(name):
-                continue
-            size = self.layouts.chunk(name, self.max_bytes)
-            for begin in range(0, max(counts), size):
-                places = [at for some in owned for at, _ in some[begin : begin + size]]
-                here = ftw.take({name: own[name]}, torch.arange(len(mine), device=self.device)[begin : begin + size])[name] if begin < len(mine) else None  # fmt: skip  # noqa: E501
-                others = self.layouts.gather(name, here, [max(0, min(size, c - begin)) for c in counts], size)
-                if len(mine):
-                    found = cross_gram({name: own[name]}, {name: others}, {name: operator})
-                    rows[:, torch.tensor(places, device=self.device)] += found.to(rows.dtype)
-        every = self.exchange.rows(rows, counts, "gram")  # (s, s), by rank
-        full = torch.empty_like(every)
-        full[order] = every
-        return ((full + full.T) / 2).cpu()
+        mine, counts, places = by_rank(indices.tolist(), self.sizes, self.exchange.rank)
+        here = torch.tensor(mine, dtype=torch.int64, device=self.device)
+        return gram_of_ranks(
+            self.exchange,
+            self.layouts,
+            ftw.take(self.local.candidates, here) if mine else {},
+            counts,
+            places,
+            self.operators,
+            like=self.scored.scores,
+            sketch=self.sketch,
+            max_bytes=self.max_bytes,
+        )
 
     def reduced(self, indices: Tensor, weights: Tensor, what: str) -> dict[str, Tensor]:
         """Return ``{name: sum_i w_i g_i}`` over candidates of all ranks."""

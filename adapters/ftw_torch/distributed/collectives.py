@@ -16,7 +16,7 @@ from ftw.gradients import Record
 from ftw_torch.errors import SelectionError
 from ftw_torch.records.join import is_empty, seen
 
-__all__ = ["Exchange", "Layouts"]
+__all__ = ["Exchange", "Layouts", "rank_names"]
 
 T = TypeVar("T")
 
@@ -137,6 +137,17 @@ class Layouts:
         every = self.exchange.bytes(buffer, "records")
         cut = [_rebuild(form, x, size, count)[0] for x, count in zip(every, counts, strict=True)]
         return _concatenate([x for x, count in zip(cut, counts, strict=True) if count])
+
+
+def rank_names(bad: Tensor, sizes: Sequence[int]) -> str:
+    """Return words for the candidates where ``bad`` (N,) is True, by rank."""
+    out, start = [], 0
+    for rank, size in enumerate(sizes):
+        numbers = torch.nonzero(bad[start : start + size])[:, 0].tolist()
+        start += size
+        if numbers:
+            out.append(f"sample {', '.join(map(str, numbers[:8]))} of rank {rank}'s pool")
+    return " and ".join(out)
 
 
 def _dtype(dtype: torch.dtype) -> str:

@@ -15,7 +15,8 @@ scores makes all ranks raise; one that dies is noticed by the process group's ow
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -33,19 +34,22 @@ from ftw_torch.capture.coupling import refuse_coupled_layers
 from ftw_torch.capture.discovery import trainable
 from ftw_torch.capture.fsdp import cut_as, part_bytes, refuse_offloaded, refuse_sharded, whole
 from ftw_torch.capture.passes import Passes, uncompiled
-from ftw_torch.options import Fill, FilterName, OnNonfinite, Options, Weight
+from ftw_torch.options import Fill, FilterName, OnNonfinite, Options, Score, Weight
 from ftw_torch.packing import PackedBatch
 from ftw_torch.records.join import join, seen
 from ftw_torch.selector import note_guard
 from ftw_torch.step.audit import audit
 from ftw_torch.step.checks import check_keep, check_parts
-from ftw_torch.step.decide import decide
+from ftw_torch.step.decide import decide_batches
 from ftw_torch.step.memory import Memory
 from ftw_torch.step.solver import best_solver
 from ftw_torch.step.target import refuse_nonfinite
 
 from .candidates import AllCandidates, Local, gather_candidates
 from .collectives import Exchange
+from .forward import ForwardCandidates, forward_candidates
+from .rank_loss import weighted_loss_of_rank
+from .sharding import Sharding, fsdp_modules
 
 __all__ = ["DistributedFilterThenWeight"]
 
@@ -63,7 +67,8 @@ class DistributedFilterThenWeight:
     keep : int
         How many samples to train on, of the pools of all ranks together.
     group : torch.distributed.ProcessGroup, optional
-        The default one unless told.
+        The ranks with pools of their own. By default all; with ``score="forward"`` those over which ``fully_shard``
+        shards, and under tensor parallelism alone each rank for itself.
     max_bytes : int
         Of the records that are on one rank at a time while the Gram matrix is formed.
     filter, weight, constraint, ridge, shortlist, solver, guard, damping, micro_batch, on_nonfinite
@@ -71,8 +76,14 @@ class DistributedFilterThenWeight:
     gram_sketch, sources, quota, fill, explain
         As in `FilterThenWeight`. With ``gram_sketch`` processes exchange sketches in place of records. A quota counts
         the samples of all ranks together; its sources are a column of every rank's pool.
-    train_on_target
-        As in `FilterThenWeight`, whose ``score="forward"`` and ``batches`` are for one process.
+    train_on_target, score_step
+        As in `FilterThenWeight`.
+    score : {"exact", "forward"}
+        "forward" takes the scores from forward passes, as in `FilterThenWeight`. Then ``fully_shard`` gathers and frees
+        layer by layer, g_T and the update are reduce-scattered by an ordinary backward, each rank applies P to its own
+        shard of the optimizer's state, and its shards move along P g_T in place: no rank holds the model. Models under
+        tensor parallelism work too; ranks that share a sample bring the same pool. Sharded parameters require
+        ``filter="top_k"`` with ``weight="uniform"``. Each rank then brings a target sample or a candidate.
 
     Attributes
     ----------
@@ -110,6 +121,8 @@ class DistributedFilterThenWeight:
         fill: Fill = "raise",
         explain: bool = False,
         train_on_target: float = 0.0,
+        score: Score = "exact",
+        score_step: float | None = None,
         group: Any = None,
         max_bytes: int = 1 << 26,
     ) -> None:
@@ -132,6 +145,8 @@ class DistributedFilterThenWeight:
             fill=fill,
             explain=explain,
             train_on_target=train_on_target,
+            score=score,
+            score_step=score_step,
         )
         if not dist.is_available() or not dist.is_initialized():
             raise RuntimeError(
@@ -143,36 +158,130 @@ class DistributedFilterThenWeight:
         self.memory = Memory()
         self.group, self.max_bytes = group, max_bytes
         self.sent: dict[str, int] = {}
+        self._sharding: Sharding | None = None
         self._start, self._size = 0, 0  # of this rank's pool in the last step
 
     def backward(self, pool: Any, target: Any, *, keep: int | None = None) -> Selection:
         """Add the update to ``.grad``, the same on every rank; see `FilterThenWeight.backward`."""
-        ambient = Ambient()
-        with torch.no_grad(), uncompiled(), ambient.off():
-            candidates, selection = self._choose(pool, target, keep, ambient)
-            update = candidates.reduced(selection.indices, selection.weights, "update")
-            if share := self.options.train_on_target:
-                update = {name: g * (1 - share) + candidates.scored.mean[name] * share for name, g in update.items()}
-            for name, p in candidates.parameters.items():
-                if candidates.layouts.used(name):
-                    accumulate(p, cut_as(update[name].reshape(p.shape).to(p.dtype), p))
+        with self._stage() as ambient:
+            candidates, (selection,) = self._choose(pool, target, keep, ambient)
+            if isinstance(candidates, ForwardCandidates):
+                parameters, update = candidates.parameters, candidates.update(selection.indices, selection.weights)
+            else:
+                parameters, update = candidates.parameters, self._update(candidates, selection)
+            for name, g in update.items():
+                p = parameters[name]
+                g = g.reshape(p.shape).to(p.dtype)
+                accumulate(p, g if hasattr(g, "placements") else cut_as(g, p))
         return selection
 
     def select(self, pool: Any, target: Any, *, keep: int | None = None) -> Selection:
         """Return the choice of all ranks and its weights; ``.grad`` stays untouched."""
-        ambient = Ambient()
-        with torch.no_grad(), uncompiled(), ambient.off():
-            return self._choose(pool, target, keep, ambient)[1]
+        with self._stage() as ambient:
+            return self._choose(pool, target, keep, ambient)[1][0]
+
+    def batches(self, pool: Any, target: Any, *, steps: int, keep: int | None = None) -> list[Selection]:
+        """Return ``steps`` disjoint selections of all ranks' pools, scored once; see `FilterThenWeight.batches`.
+
+        ``steps * keep`` samples must be in the pools of all ranks together.
+        """
+        if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
+            raise ValueError(f"steps={steps!r} must be an int >= 1")
+        with self._stage() as ambient:
+            return self._choose(pool, target, keep, ambient, steps=steps)[1]
+
+    def weighted_loss(
+        self, pool: Any, selection: Selection, target: Any = None, *, model: nn.Module | None = None
+    ) -> Tensor:
+        """Return this rank's loss (), such that the mean of the ranks' gradients is the selection's update.
+
+        Data-parallel engines take that mean in an ordinary backward: ``fully_shard`` in its hooks, and
+        DistributedDataParallel if its wrapper is given as ``model``. All ranks call it and its backward; one without
+        selected samples takes one at weight zero. With ``train_on_target`` the target of this rank is required.
+        """
+        return weighted_loss_of_rank(self, pool, selection, target, model)
 
     def mine(self, selection: Selection) -> tuple[Tensor, Tensor]:
         """Return the selected samples of this rank's pool, as numbers in it, and their weights."""
         here = (selection.indices >= self._start) & (selection.indices < self._start + self._size)
         return selection.indices[here] - self._start, selection.weights[here]
 
-    def _choose(self, pool: Any, target: Any, keep: int | None, ambient: Ambient) -> tuple[AllCandidates, Selection]:
-        exchange, memory, options = Exchange(self.group), self.memory, self.options
+    def ranks(self) -> Exchange:
+        """Return the collectives of the ranks that have pools of their own."""
+        return Exchange(self.group if self._sharding is None else self._sharding.group)
+
+    @contextmanager
+    def _stage(self) -> Iterator[Ambient]:
+        """Leave autograd, autocast and, where records are captured, compiled graphs for a step."""
+        ambient = Ambient()
+        compiled = nullcontext() if self.options.score == "forward" else uncompiled()
+        with torch.no_grad(), compiled, ambient.off():
+            yield ambient
+
+    def _update(self, candidates: AllCandidates, selection: Selection) -> dict[str, Tensor]:
+        update = candidates.reduced(selection.indices, selection.weights, "update")
+        if share := self.options.train_on_target:
+            update = {name: g * (1 - share) + candidates.scored.mean[name] * share for name, g in update.items()}
+        return {name: g for name, g in update.items() if candidates.layouts.used(name)}
+
+    def _choose(
+        self, pool: Any, target: Any, keep: int | None, ambient: Ambient, steps: int | None = None
+    ) -> tuple[AllCandidates | ForwardCandidates, list[Selection]]:
+        """Return the candidates of all ranks and the selections; ``steps`` None asks for one, with its length."""
+        options = self.options
         keep = options.keep if keep is None else check_keep(keep)
-        passes = Passes(self.model, self.per_sample_loss, memory.slow, ambient)
+        passes = Passes(self.model, self.per_sample_loss, self.memory.slow, ambient)
+        score = self._forward if options.score == "forward" else self._exact
+        exchange, candidates = score(passes, pool, target, keep, steps or 1)
+        candidates.measured = steps is None
+        n = candidates.sizes[exchange.rank]
+        self._start, self._size = candidates.start, n
+        own = exchange.together("the sources of its pool", lambda: options.grouped(pool, n))
+        grouped = None
+        if own is not None:
+            grouped = own.with_sources(lambda x: exchange.rows(x[:, None], candidates.sizes, "scores")[:, 0])
+        solver = best_solver() if options.solver is None else options.solver
+        selections = decide_batches(candidates, options, keep, solver, steps or 1, grouped=grouped)
+        if exchange.rank == 0:
+            note_guard(self.memory.guard_watch, selections[0], candidates.targets)
+        return candidates, selections
+
+    def _forward(
+        self, passes: Passes, pool: Any, target: Any, keep: int, steps: int
+    ) -> tuple[Exchange, ForwardCandidates]:
+        """Score all pools by forward passes."""
+        for module in fsdp_modules(self.model):
+            module.reshard()  # a pass without a backward may have left the root's parameters gathered
+        parameters = trainable(self.model)
+        if not parameters:
+            raise ValueError("no parameter of the model requires a gradient: there is nothing to train")
+        old = self._sharding
+        if old is None or [id(p) for p in old.parameters.values()] != [id(p) for p in parameters.values()]:
+            self._sharding = Sharding(self.model, parameters, self.group)
+        assert self._sharding is not None
+        refuse_coupled_layers(self.model)
+        self._sharding.settle()
+        exchange = Exchange(self._sharding.group)
+        self.sent = self._sharding.sent = exchange.sent
+        if not self._sharding.sharded and self.options.gram_of(max(keep, 2), keep):
+            exchange.together("the audit of its capture", lambda: self._audit(passes, parameters, pool, target))
+        candidates = forward_candidates(
+            exchange,
+            self._sharding,
+            passes,
+            pool,
+            target,
+            keep=keep,
+            steps=steps,
+            optimizer=self.optimizer,
+            options=self.options,
+            max_bytes=self.max_bytes,
+        )
+        return exchange, candidates
+
+    def _exact(self, passes: Passes, pool: Any, target: Any, keep: int, steps: int) -> tuple[Exchange, AllCandidates]:
+        """Capture this rank's candidates, and score all pools."""
+        exchange, options = Exchange(self.group), self.options
         self.sent = exchange.sent
         with whole(self.model):
             parameters = trainable(self.model)
@@ -186,32 +295,20 @@ class DistributedFilterThenWeight:
             exchange,
             parameters,
             local,
-            keep=keep,
+            keep=keep * steps,
             optimizer=self.optimizer,
             damping=options.damping,
             sketch=options.gram_sketch,
             max_bytes=self.max_bytes,
         )
-        self._start, self._size = candidates.start, len(local.losses)
-        own = exchange.together("the sources of its pool", lambda: options.grouped(pool, len(local.losses)))
-        grouped = None
-        if own is not None:
-            grouped = own.with_sources(lambda x: exchange.rows(x[:, None], candidates.sizes, "scores")[:, 0])
-        solver = best_solver() if options.solver is None else options.solver
-        selection = decide(candidates, options, keep, solver, grouped=grouped)
-        if exchange.rank == 0:
-            note_guard(memory.guard_watch, selection, candidates.targets)
-        return candidates, selection
+        return exchange, candidates
 
     def _local(self, passes: Passes, parameters: dict[str, nn.Parameter], pool: Any, target: Any) -> Local:
         """Capture this rank's pool and target."""
         if not parameters:
             raise ValueError("no parameter of the model requires a gradient: there is nothing to train")
         refuse_coupled_layers(self.model)
-        memory = self.memory
-        if memory.audits.due(parameters):
-            buffers = list(self.model.buffers())
-            memory.audits.note(audit(passes.capture, passes.losses, parameters, memory.slow, pool, target, buffers))
+        self._audit(passes, parameters, pool, target)
         none: tuple[dict[str, Record], Tensor] = {}, next(iter(parameters.values())).new_zeros(0)
         candidates, losses = none if pool is None else self._all(passes, parameters, pool, "pool")
         samples, found = (candidates, losses) if target is None else self._all(passes, parameters, target, "target")
@@ -221,6 +318,13 @@ class DistributedFilterThenWeight:
             refuse_nonfinite(found, None, "target")
         guarded = target is not None and self.options.guard != 0
         return Local(candidates, losses, samples if guarded else None, total, found)
+
+    def _audit(self, passes: Passes, parameters: dict[str, nn.Parameter], pool: Any, target: Any) -> None:
+        """Compare captured gradients with autograd's where that is due."""
+        memory = self.memory
+        if memory.audits.due(parameters):
+            buffers = list(self.model.buffers())
+            memory.audits.note(audit(passes.capture, passes.losses, parameters, memory.slow, pool, target, buffers))
 
     def _all(
         self, passes: Passes, parameters: Mapping[str, nn.Parameter], batch: Any, what: str

@@ -7,7 +7,7 @@ longer on starting kernels than on its own step.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -30,7 +30,7 @@ def diagonals(
     optimizer: torch.optim.Optimizer,
     parameters: Mapping[str, Tensor],
     groups: Mapping[str, int],
-    rates: Sequence[Any],
+    rates: Mapping[int, Any],
     anticipate: Mapping[str, Tensor] | None,
     damping: float,
 ) -> dict[str, Operator]:
@@ -42,7 +42,7 @@ def diagonals(
     parameters : mapping of str to Parameter
     groups : mapping of str to int
         The number of each parameter's group.
-    rates : sequence of float or tensor ()
+    rates : mapping of int to float or tensor ()
         Learning rates of the groups.
     anticipate : mapping of str to tensor, or None
         Under the shapes of records.

@@ -7,7 +7,7 @@ state_dict.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from . import torch_optim as readers
 from .batched_adam import diagonals
 from .torch_optim import Reader, number
 
-__all__ = ["geometry", "linear_update", "register_optimizer"]
+__all__ = ["Reading", "geometry", "linear_update", "readings", "register_optimizer", "unwrap", "unwrapped"]
 
 _registered: dict[type, Reader] = {}
 
@@ -75,24 +75,46 @@ def geometry(
     ValueError
         If a parameter is in none of its groups.
     """
-    optimizers = unwrapped(optimizer)
-    rates = _rates(optimizers)
-    places = _groups(optimizers, parameters)
+    found = readings(optimizer, parameters)
     out: dict[str, Operator] = {}
-    for k, one in enumerate(optimizers):
-        own = {name: p for name, p in parameters.items() if places[name][0] == k}
-        found = {name: places[name][1] for name in own}
-        read = _reader(one)
-        if read is readers.READERS.get(type(one)):
-            out |= diagonals(one, own, found, rates[k], anticipate, damping)
+    for one in unwrapped(optimizer):
+        own = {name: p for name, p in parameters.items() if found[name].optimizer is one}
+        if own and found[next(iter(own))].read is readers.READERS.get(type(one)):
+            groups = {name: found[name].group for name in own}
+            rates = {found[name].group: found[name].lr for name in own}
+            out |= diagonals(one, own, groups, rates, anticipate, damping)
         for name, p in own.items():
             if name in out:
                 continue
-            i = found[name]
+            reading = found[name]
             a = None if anticipate is None else anticipate[name].reshape(p.shape)
-            update = read(*_whole(p, one), one.param_groups[i], lr=rates[k][i], anticipate=a, damping=damping)
+            group = one.param_groups[reading.group]
+            update = reading.read(*_whole(p, one), group, lr=reading.lr, anticipate=a, damping=damping)
             out[name] = _as_seen(name, update.operator, p)
     return {name: out[name] for name in parameters}
+
+
+class Reading(NamedTuple):
+    """Which reader takes a parameter's response from which optimizer."""
+
+    read: Reader
+    optimizer: torch.optim.Optimizer
+    group: int  # the number of the parameter's group
+    lr: Any
+
+    def state(self, p: Tensor) -> Any:
+        """Return the optimizer's state of a parameter, {} before its first step."""
+        return self.optimizer.state.get(p, {})
+
+
+def readings(
+    optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer], parameters: Mapping[str, Tensor]
+) -> dict[str, Reading]:
+    """Return how the response of each parameter is read; errors are those of `geometry`."""
+    optimizers = unwrapped(optimizer)
+    rates, places = _rates(optimizers), _groups(optimizers, parameters)
+    read = [_reader(one) for one in optimizers]
+    return {name: Reading(read[k], optimizers[k], i, rates[k][i]) for name, (k, i) in places.items()}
 
 
 def _as_seen(name: str, operator: Operator, p: Tensor) -> Operator:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import ftw
 from ftw_torch.capture.passes import Randomness, uncompiled
@@ -24,7 +24,7 @@ from ftw_torch.records.pool import Pool
 from .audit import same_state
 from .pool_pass import PoolPass
 
-__all__ = ["ForwardPass", "shifted"]
+__all__ = ["ForwardPass", "forward_length", "shifted"]
 
 
 class ForwardPass(PoolPass):
@@ -78,15 +78,17 @@ class ForwardPass(PoolPass):
         if self.step is not None:
             return self.step
         dtypes = [p.dtype for p in self.parameters.values()] + [self.target_losses.dtype]
-        eps = max(torch.finfo(dtype).eps for dtype in (*dtypes, *self.passes.ambient.dtypes(decrease.device)))
-        found: Tensor = ftw.forward_step(self.target_losses, decrease, eps)
-        return found
+        return forward_length(self.target_losses, decrease, [*dtypes, *self.passes.ambient.dtypes(decrease.device)])
+
+
+def forward_length(target_losses: Tensor, decrease: Tensor, dtypes: Sequence[torch.dtype]) -> Tensor:
+    """Return the step s () for losses that go through some dtypes; see `ftw.forward_step`."""
+    found: Tensor = ftw.forward_step(target_losses, decrease, max(torch.finfo(dtype).eps for dtype in dtypes))
+    return found
 
 
 @contextmanager
-def shifted(
-    parameters: Mapping[str, nn.Parameter], direction: dict[str, Tensor], step: Tensor | float
-) -> Iterator[None]:
+def shifted(parameters: Mapping[str, Tensor], direction: dict[str, Tensor], step: Tensor | float) -> Iterator[None]:
     """Run a block at ``theta - step * direction``; afterwards, after an error too, theta is bit for bit what it was.
 
     ``direction`` is used up: copies of the parameters take its place.
