@@ -88,8 +88,8 @@ def test_what_cannot_go_together_is_refused(tmp_path, monkeypatch):
         trainer(tmp_path, quota=ftw.Quota(None, {"a": 1}))
     made = trainer(tmp_path, score="forward", **TOP)
     monkeypatch.setattr(type(made.accelerator), "num_processes", 2)
-    with pytest.raises(ValueError, match="score='forward' is for one process"):
-        trainer(tmp_path, score="forward", **TOP)
+    with pytest.raises(ValueError, match="mode='two_pass' is for one process"):
+        trainer(tmp_path, mode="two_pass")
     with pytest.raises(ValueError, match="steps_per_pool=2 is for one process"):
         trainer(tmp_path, steps_per_pool=2)
 

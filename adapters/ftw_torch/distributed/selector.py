@@ -49,7 +49,7 @@ from .candidates import AllCandidates, Local, gather_candidates
 from .collectives import Exchange
 from .forward import ForwardCandidates, forward_candidates
 from .rank_loss import weighted_loss_of_rank
-from .sharding import Sharding, fsdp_modules
+from .sharding import Sharding, free, fsdp_modules
 
 __all__ = ["DistributedFilterThenWeight"]
 
@@ -199,7 +199,15 @@ class DistributedFilterThenWeight:
         DistributedDataParallel if its wrapper is given as ``model``. All ranks call it and its backward; one without
         selected samples takes one at weight zero. With ``train_on_target`` the target of this rank is required.
         """
-        return weighted_loss_of_rank(self, pool, selection, target, model)
+        exchange = self.ranks()
+        if model is None and not fsdp_modules(self.model) and exchange.world > 1:
+            raise ValueError(
+                "nothing averages the gradients of the plain model over the ranks: give the DistributedDataParallel "
+                "wrapper, weighted_loss(..., model=ddp)"
+            )
+        model = self.model if model is None else model
+        share, (rows, weights) = self.options.train_on_target, self.mine(selection)
+        return weighted_loss_of_rank(exchange, model, self.per_sample_loss, pool, rows, weights, target, share)
 
     def mine(self, selection: Selection) -> tuple[Tensor, Tensor]:
         """Return the selected samples of this rank's pool, as numbers in it, and their weights."""
@@ -250,8 +258,7 @@ class DistributedFilterThenWeight:
         self, passes: Passes, pool: Any, target: Any, keep: int, steps: int
     ) -> tuple[Exchange, ForwardCandidates]:
         """Score all pools by forward passes."""
-        for module in fsdp_modules(self.model):
-            module.reshard()  # a pass without a backward may have left the root's parameters gathered
+        free(self.model)
         parameters = trainable(self.model)
         if not parameters:
             raise ValueError("no parameter of the model requires a gradient: there is nothing to train")

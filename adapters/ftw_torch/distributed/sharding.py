@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from .refusals import refuse_engines
 
-__all__ = ["Sharding", "fsdp_modules", "local_part", "redistributed", "undivided"]
+__all__ = ["Sharding", "free", "fsdp_modules", "local_part", "redistributed", "undivided"]
 
 T = TypeVar("T")
 
@@ -241,6 +241,12 @@ def redistributed(g: Tensor, p: Tensor) -> Tensor:
         return g
     out: Tensor = g.redistribute(placements=placements)  # type: ignore[attr-defined]
     return out
+
+
+def free(model: nn.Module) -> None:
+    """Let ``fully_shard`` free what a forward without a backward left gathered, so that parameters are the shards."""
+    for module in fsdp_modules(model):
+        module.reshard()
 
 
 def local_part(x: Any) -> Tensor:

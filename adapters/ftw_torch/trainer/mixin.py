@@ -100,7 +100,10 @@ class FilterThenWeightMixin(_Base):
     micro_batch, on_nonfinite, damping, shortlist, filter, weight, constraint, ridge, guard, solver, train_on_target,
     gram_sketch
         See `FilterThenWeight`.
-    score, score_step, mode, memory_budget, capture
+    score, score_step
+        See `FilterThenWeight`, and over several processes `DistributedFilterThenWeight`. Under FSDP2 (``fsdp=True``) it
+        is "forward" with ``filter="top_k"`` and ``weight="uniform"``.
+    mode, memory_budget, capture
         See `FilterThenWeight`; for one process.
     ragged : callable, optional
         ``(inputs) -> {entry: counts (n,)}``: how many rows each sample has in entries of a batch that are laid end to

@@ -95,6 +95,7 @@ def refuse_another_loss(trainer: Any, model: nn.Module, inputs: Any) -> tuple[An
     try:
         with quiet(trainer), trainer.accelerator.autocast():
             found, counts = own_losses(trainer, model, some)
+            wrong: LossError | None = None
             for i, place in enumerate(places):
                 row = batches.take(some, torch.tensor([i]))
                 one = own_losses(trainer, model, row)[0]
@@ -105,11 +106,13 @@ def refuse_another_loss(trainer: Any, model: nn.Module, inputs: Any) -> tuple[An
                 if not bool(torch.isfinite(theirs)) or not bool(torch.isfinite(ours)):
                     continue
                 if abs(float(ours - theirs)) > _tolerance(model) * max(1.0, abs(float(theirs))):
-                    raise LossError(
+                    wrong = wrong or LossError(  # after the last: processes that gather layers make as many calls
                         f"sample {place} of the pool has a loss of {float(ours):.6g} among others, and of "
                         f"{float(theirs):.6g} alone, as {_named(trainer, model)} returns it: {why} {REMEDY}",
                         samples=[place],
                     )
+            if wrong is not None:
+                raise wrong
     finally:
         for module, was in training.items():
             module.training = was

@@ -12,6 +12,8 @@ from typing import Any
 
 from ftw_torch.options import Options
 
+from .shards import refuse_shards
+
 __all__ = ["check", "offer", "refuse", "refuse_order", "whole"]
 
 logger = logging.getLogger(__name__)
@@ -25,12 +27,7 @@ def refuse(trainer: Any) -> None:
     """Raise for what would silently mean something else."""
     if trainer.args.n_gpu > 1:
         raise ValueError(f"{trainer.args.n_gpu} GPUs in one process: start one process a GPU, with torchrun")
-    for name in ("is_fsdp_enabled", "is_deepspeed_enabled"):
-        if getattr(trainer, name, False):
-            raise ValueError(
-                f"{name.split('_')[1]} shards parameters, and the selection reads whole ones: run the processes "
-                "without it (DDP)"
-            )
+    refuse_shards(trainer)
     collator = trainer.data_collator
     says = ("return_position_ids", "return_seq_idx", "return_flash_attn_kwargs")
     if type(collator).__name__ == "DataCollatorWithFlattening" and not any(getattr(collator, x, False) for x in says):
@@ -59,7 +56,7 @@ def _refuse_together(trainer: Any) -> None:
     """Raise for options that cannot go together."""
     options, several = trainer._ftw_options, trainer.accelerator.num_processes > 1
     plain = Options(keep=1)
-    for name in ("score", "score_step", "mode", "memory_budget", "capture"):
+    for name in ("mode", "memory_budget", "capture"):
         if several and getattr(options, name) != getattr(plain, name):
             raise ValueError(f"{name}={getattr(options, name)!r} is for one process; leave it out, or train in one")
     packs = getattr(trainer.args, "packing", False) and getattr(trainer.args, "packing_strategy", "") != "wrapped"

@@ -13,6 +13,7 @@ from ftw import Selection, Status
 from ftw_torch import batches
 from ftw_torch.distributed import DistributedFilterThenWeight
 from ftw_torch.distributed.collectives import Exchange
+from ftw_torch.distributed.sharding import free
 from ftw_torch.errors import SelectionError
 from ftw_torch.selector import FilterThenWeight
 
@@ -90,6 +91,7 @@ def backward(
     -------
     Selection, and the value of that term () or None
     """
+    free(selector.model)
     parameters = [p for p in selector.model.parameters() if p.requires_grad]
     before = [p.grad for p in parameters]
     done = False
@@ -102,6 +104,11 @@ def backward(
             selection = _useless(parameters, selector, ranks, pool, selection, policy)
         term, value = shared(), None
         if term is not None:
+            if any(hasattr(p, "placements") for p in parameters):
+                raise ValueError(
+                    "the loss has a term that belongs to the whole batch (a router's balance loss), whose gradient is "
+                    "not taken over shards: turn it off (output_router_logits=False), or train without fsdp"
+                )
             with autocast():
                 value = _add_shared(parameters, selector, ranks, pool, selection, term)
         for p, old in zip(parameters, before, strict=True):

@@ -194,10 +194,12 @@ class WatchedSplit:
         sums = torch.zeros(2, dtype=torch.float64)  # of losses, of samples
         model.eval()
         try:
-            for start in range(0, len(mine), trainer.args.eval_batch_size):
-                batch = self._samples(trainer, mine[start : start + trainer.args.eval_batch_size])
+            size, most = trainer.args.eval_batch_size, -(-len(self._samples.data) // world)
+            for start in range(0, most, size):  # as many forwards on each process: one may wait for the others in it
+                rows = mine[start : start + size]
+                batch = self._samples(trainer, rows or range(1))
                 with trainer.accelerator.autocast():
-                    losses = trainer.per_sample_loss(model, batch)
+                    losses = trainer.per_sample_loss(model, batch)[: len(rows)]
                 sums += torch.tensor([float(losses.double().sum()), len(losses)], dtype=torch.float64)
         finally:
             model.train()
