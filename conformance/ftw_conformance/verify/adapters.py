@@ -12,14 +12,16 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any, NamedTuple
 
 import ftw_reference as ref
 import numpy as np
 
 from .backends import UnavailableError
+from .matrix.table import Row, jax_rows, torch_rows
 from .runner import FAIL, PASS, SKIP, Result, measure, with_gap
 from .table import Expect
 from .tolerances import tolerance
@@ -48,10 +50,13 @@ Adapter = Callable[[TrainingStep, str], Mapping[str, Any]]
 
 _adapters: dict[str, Adapter] = {}
 _compiling: set[str] = set()
+_matrices: dict[str, Callable[..., Iterator[Row]]] = {}
 QUICK = ("default", "before the first step", "duplicates", "shortlist", "top_k, uniform")  # three programs
 
 
-def register_adapter(name: str, adapter: Adapter, *, compiles: bool = False) -> None:
+def register_adapter(
+    name: str, adapter: Adapter, *, compiles: bool = False, matrix: Callable[..., Iterator[Row]] | None = None
+) -> None:
     """Add an adapter to the table.
 
     Parameters
@@ -63,8 +68,12 @@ def register_adapter(name: str, adapter: Adapter, *, compiles: bool = False) -> 
         ``gradients`` {name: array}, the weighted gradient in the model's parameters; everything in NumPy.
     compiles : bool
         Whether each new shape costs a compilation; some situations are then left to ``--full``.
+    matrix : callable, optional
+        ``matrix(device, *, full) -> iterator of Row``: cases of the adapter's own parts.
     """
     _adapters[name] = adapter
+    if matrix is not None:
+        _matrices[name] = matrix
     (_compiling.add if compiles else _compiling.discard)(name)
 
 
@@ -78,17 +87,15 @@ def verify(
 ) -> list[Result]:
     """Run the adapter's cases; the arguments are those of `ftw_conformance.verify.verify`."""
     out = []
-    for situation, problem in steps().items():
-        case = f"adapter/{situation}"
+    for case, dtype, call in _rows(name, device, full=full):
         if not fnmatchcase(case, only):
             continue
-        if name in _compiling and not full and situation not in QUICK:
-            out.append(Result(case, name, str(problem.parameters["head"].dtype), SKIP))
-            continue
         start = time.perf_counter()
-        dtype = str(problem.parameters["head"].dtype)
         try:
-            got = _adapters[name](problem, device)
+            if name in _compiling and not full and case.removeprefix("adapter/") not in QUICK and "matrix/" not in case:
+                result = Result(case, name, dtype, SKIP)
+            else:
+                result = _judge(case, name, dtype, call())
         except ImportError as error:
             raise UnavailableError(f"not installed ({error.name or error})") from error
         except UnavailableError:
@@ -96,8 +103,6 @@ def verify(
         except Exception as error:
             text = " ".join(str(error).split())[:200]
             result = Result(case, name, dtype, FAIL, np.inf, detail=f"{type(error).__name__}: {text}")
-        else:
-            result = _judge(case, name, dtype, problem, got)
         result = with_gap(result, gaps)
         result = result._replace(seconds=time.perf_counter() - start)
         if seen is not None:
@@ -106,15 +111,29 @@ def verify(
     return out
 
 
-def _judge(case: str, name: str, dtype: str, problem: TrainingStep, got: Mapping[str, Any]) -> Result:
+def _rows(name: str, device: str, *, full: bool) -> Iterator[Row]:
+    """Yield the situations of a whole step, and the matrix of the adapter's own parts."""
+    for situation, problem in steps().items():
+        dtype = str(problem.parameters["head"].dtype)
+        yield Row(f"adapter/{situation}", dtype, partial(_step, name, problem, device))
+    if name in _matrices:
+        yield from _matrices[name](device, full=full)
+
+
+def _step(name: str, problem: TrainingStep, device: str) -> Mapping[str, Expect]:
+    got = _adapters[name](problem, device)
+    found = expected(problem, got)
+    return {what: e if e.got is not None else e._replace(got=np.asarray(got[what])) for what, e in found.items()}
+
+
+def _judge(case: str, name: str, dtype: str, found: Mapping[str, Expect]) -> Result:
     worst = (0.0, 1.0, "")
-    for what, e in expected(problem, got).items():
-        value = got[what] if e.got is None else e.got
-        error, limit = measure(np.asarray(value), e), tolerance(e.rule, dtype, e.condition)
-        if error / max(limit, 1e-300) > worst[0] / max(worst[1], 1e-300) or not worst[2] or not error <= limit:
-            worst = (error, limit, what)
+    for what, e in found.items():
+        error, limit = measure(np.asarray(e.got), e), tolerance(e.rule, dtype, e.condition)
         if not error <= limit:
             return Result(case, name, dtype, FAIL, error, limit, detail=what)
+        if error / max(limit, 1e-300) > worst[0] / max(worst[1], 1e-300) or not worst[2]:
+            worst = (error, limit, what)
     return Result(case, name, dtype, PASS, worst[0], worst[1])
 
 
@@ -294,5 +313,5 @@ def _jax(problem: TrainingStep, device: str) -> Mapping[str, Any]:
     return {**out, "gradients": {name: np.asarray(g) for name, g in grads.items()}}
 
 
-register_adapter("ftw_torch", _torch)
-register_adapter("ftw_jax", _jax, compiles=True)
+register_adapter("ftw_torch", _torch, matrix=torch_rows)
+register_adapter("ftw_jax", _jax, compiles=True, matrix=jax_rows)
