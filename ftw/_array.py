@@ -10,12 +10,13 @@ from __future__ import annotations
 import functools
 import math
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any, ParamSpec, Protocol, TypeVar, runtime_checkable
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import array_api_compat as compat
 
 from . import _older
+from ._modes import quiet, untracked
 from ._pytrees import leaves, pytree, register_pytrees
 
 __all__ = [
@@ -55,10 +56,6 @@ __all__ = [
 ]
 
 
-_T = TypeVar("_T")
-_P = ParamSpec("_P")
-
-
 @runtime_checkable
 class Array(Protocol):
     """An array of any namespace of the array API standard (numpy, torch, jax, array-api-strict ...)."""
@@ -79,34 +76,6 @@ class Array(Protocol):
     def __neg__(self) -> Any: ...
     def __getitem__(self, key: Any, /) -> Any: ...
     def __pow__(self, other: Any, /) -> Any: ...
-
-
-def quiet(function: Callable[_P, _T]) -> Callable[_P, _T]:
-    """Decorate: NumPy's warnings about NaN and infinity are off inside; a status reports them, or they show."""
-
-    @functools.wraps(function)
-    def inner(*args: _P.args, **kwargs: _P.kwargs) -> _T:
-        numpy = sys.modules.get("numpy")
-        if numpy is None:
-            return function(*args, **kwargs)
-        with numpy.errstate(all="ignore"):
-            return function(*args, **kwargs)
-
-    return inner
-
-
-def untracked(function: Callable[_P, _T]) -> Callable[_P, _T]:
-    """Decorate: PyTorch records no history inside. What sorts and branches on values has no derivative to follow."""
-
-    @functools.wraps(function)
-    def inner(*args: _P.args, **kwargs: _P.kwargs) -> _T:
-        torch = sys.modules.get("torch")
-        if torch is None or not torch.is_grad_enabled():
-            return function(*args, **kwargs)
-        with torch.no_grad():
-            return function(*args, **kwargs)
-
-    return inner
 
 
 def namespace(*arrays: Any, what: str = "arguments") -> Any:

@@ -23,8 +23,8 @@ present x: p = -(H_FF + eps I)^-1 (g_F + lambda a_F). Repeating the step is both
 point method: where H has curvature, p is Newton's step; along a flat slope it is 1e12 times the slope, and a bound
 stops it. Nothing is ever divided by a zero pivot, and the fixed points are those of the problem without eps.
 
-A compiled function calls only compiled functions of its own file: numba decides by the time stamp of that one file
-whether a cached result still holds.
+**One file.** A compiled function calls only compiled functions of its own file: numba decides by the time stamp of that
+one file whether a cached result still holds. Split, a changed kernel would go on running as it was.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from ftw import spi
 from ftw_conformance.verify.table import Case, Expect, exactly, most, rounded, summed
 
 from . import explicit, models
-from .products import lengths, terms
+from .sizes import lengths, terms
 
 Array = Any
 SEEDS = 40
