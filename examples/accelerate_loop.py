@@ -21,8 +21,8 @@ def main():
     labels = torch.randint(3, (1280,))
     points = centres[labels] + torch.randn(1280, 2)
     given = torch.where(torch.rand(1280) < 0.5, torch.randint(3, (1280,)), labels)  # half of them drawn at random
-    loader = DataLoader(TensorDataset(points[32:], given[32:]), batch_size=32, drop_last=True)
-    target = points[:16].to(accelerator.device), labels[:16].to(accelerator.device)
+    loader = DataLoader(TensorDataset(points[64:], given[64:]), batch_size=32, drop_last=True)
+    target = points[:40].to(accelerator.device), labels[:40].to(accelerator.device)
 
     model = torch.nn.Sequential(torch.nn.Linear(2, 16), torch.nn.Tanh(), torch.nn.Linear(16, 3))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)

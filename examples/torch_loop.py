@@ -30,7 +30,7 @@ def main():
     model = torch.nn.Sequential(torch.nn.Linear(2, 16), torch.nn.Tanh(), torch.nn.Linear(16, 3))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     selector = FilterThenWeight(model, optimizer, per_sample_loss, keep=8)
-    target = next(iter(Pools(stream(16, 0.0, seed=1), 16)))
+    target = next(iter(Pools(stream(40, 0.0, seed=1), 40)))
     test = next(iter(Pools(stream(500, 0.0, seed=2), 500)))
     for step, pool in enumerate(Pools(stream(1600, 0.5, seed=3), 32)):
         optimizer.zero_grad()

@@ -28,10 +28,10 @@ CHARTS = {
 }
 
 STYLE = """
-:root{color-scheme:light dark;--bg:#f6f7f9;--card:#fff;--ink:#16202c;--soft:#5a6776;--line:#e1e6ec;--c0:#0d8a7b;
---c1:#8793a2;--c2:#d0702a;--c3:#5577d6;--c4:#a25bbf;--c5:#c9a227;--c6:#c4496b;--c7:#4f9d4a}
+:root{color-scheme:light dark;--bg:#f6f7f9;--card:#fff;--ink:#16202c;--soft:#5a6776;--line:#e1e6ec;
+--shade:#16202c33;--c0:#0d8a7b;--c1:#8793a2;--c2:#d0702a;--c3:#5577d6;--c4:#a25bbf;--c5:#c9a227;--c6:#c4496b;--c7:#4f9d4a}
 @media(prefers-color-scheme:dark){:root{--bg:#0f1419;--card:#182029;--ink:#e6ebf0;--soft:#98a5b3;--line:#2b3641;
---c0:#34c9b5;--c1:#8794a3;--c2:#ee9a5a;--c3:#86a3f5;--c4:#c98be3;--c5:#dcbf54;--c6:#ea7d9b;--c7:#82c67d}}
+--shade:#00000099;--c0:#34c9b5;--c1:#8794a3;--c2:#ee9a5a;--c3:#86a3f5;--c4:#c98be3;--c5:#dcbf54;--c6:#ea7d9b;--c7:#82c67d}}
 *{box-sizing:border-box}
 body{margin:0;background:var(--bg);color:var(--ink);font:16px/1.55 system-ui,"Segoe UI",Roboto,"DejaVu Sans",sans-serif}
 main{max-width:1120px;margin:0 auto;padding:40px 24px 56px}
@@ -45,7 +45,11 @@ section{background:var(--card);border:1px solid var(--line);border-radius:14px;p
 .tile{background:var(--card);border:1px solid var(--line);border-radius:14px;padding:16px 18px}
 .tile b{display:block;font-size:27px;line-height:1.25;letter-spacing:-.02em;font-variant-numeric:tabular-nums}
 .tile span{color:var(--soft);font-size:13.5px;display:block;line-height:1.4}
-.scroll{overflow-x:auto;margin:12px -24px 0;padding:0 24px}
+.scroll{overflow-x:auto;margin:12px -24px 0;padding:0 24px;background:
+linear-gradient(to right,var(--card) 50%,transparent) 0 0/48px 100% no-repeat local,
+linear-gradient(to left,var(--card) 50%,transparent) 100% 0/48px 100% no-repeat local,
+linear-gradient(to right,var(--shade),transparent) 0 0/16px 100% no-repeat scroll,
+linear-gradient(to left,var(--shade),transparent) 100% 0/16px 100% no-repeat scroll}
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums;font-size:14.5px}
 th,td{text-align:right;padding:9px 0 9px 14px;border-bottom:1px solid var(--line);white-space:nowrap}
 th{color:var(--soft);font-weight:500;font-size:13px}th:first-child,td:first-child{text-align:left;padding-left:0}
@@ -54,6 +58,7 @@ tr:last-child td{border-bottom:0}tr.best td{font-weight:650}
 .dot{display:inline-block;width:10px;height:10px;border-radius:3px;background:var(--c);margin-right:6px}
 figure{margin:0}svg{display:block;width:100%;height:auto;font-size:12px}svg text{fill:var(--soft)}
 svg .rule{stroke:var(--line)}svg .curve{fill:none;stroke:var(--c);stroke-width:2;stroke-linejoin:round}
+svg .hit{fill:transparent}
 svg .band{fill:var(--c);opacity:.15}svg text.name{fill:var(--c);font-weight:600;font-size:13px}.narrow{display:none}
 .sample{border-left:4px solid var(--c);background:var(--bg);border-radius:4px 10px 10px 4px;padding:9px 13px;
 margin:0 0 10px}
@@ -206,7 +211,7 @@ def _times(record: Record) -> str:
             seconds = line.get("seconds")
             for part, value in seconds.items() if isinstance(seconds, dict) else [("step", seconds)]:
                 parts.setdefault(part, []).extend(numbers_in([value]))
-        words = [f"{safe(part)} {statistics.fmean(values):.3g} s" for part, values in parts.items() if values]
+        words = [f"{safe(part)} {_duration(statistics.fmean(values))}" for part, values in parts.items() if values]
         states = Counter(str(line["status"]) for line in lines if line.get("status") not in (None, 0, "OK"))
         words += [f"{safe(state)} in {counted(count, 'step')}" for state, count in states.items()]
         if words:
@@ -240,7 +245,8 @@ def _reading(record: Record) -> str:
         "<section><h2>What was picked, what was refused</h2>"
         f'<p class="soft small">Of the run “{safe(run.name)}”. A score says how much a sample alone would lower the '
         "loss on the target, on a scale of the step's own. Refused: the best scores that were passed over, and the "
-        "worst.</p>"
+        "worst. A pick answers to the mean gradient of a few target samples: where that is mostly noise, a pick that "
+        "looks odd may be no more than that, above all the first of a step.</p>"
         f"{''.join(blocks)}</section>"
     )
 
@@ -267,6 +273,11 @@ def _flat(value: Any) -> Any:
     if isinstance(value, dict) and not any(isinstance(v, dict | list) for v in value.values()):
         return ", ".join(f"{k} {v}" for k, v in value.items())
     return value
+
+
+def _duration(seconds: float) -> str:
+    """Return a time in milliseconds, from a second on in seconds."""
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"
 
 
 def _minus(number: str) -> str:

@@ -30,8 +30,12 @@ def safe(value: Any) -> str:
 
 
 def curve_of(runs: Sequence[Run], name: str) -> list[Point]:
-    """Return mean and one standard deviation to either side over runs, by step; long curves are averaged in pieces."""
+    """Return mean and one standard deviation to either side over runs, by step; long curves are averaged in pieces.
+
+    The band of what is never negative does not go below zero.
+    """
     curves = [curve for run in runs if (curve := run.values(name))]
+    least = 0.0 if all(value >= 0 for curve in curves for value in curve.values()) else -math.inf
     steps = sorted({step for curve in curves for step in curve})
     size = -(-len(steps) // COLUMNS) or 1
     points = []
@@ -39,7 +43,7 @@ def curve_of(runs: Sequence[Run], name: str) -> list[Point]:
         piece = steps[i : i + size]
         means = numbers_in(mean_of([curve[s] for s in piece if s in curve]) for curve in curves)
         mean, spread = statistics.fmean(means), statistics.stdev(means) if len(means) > 1 else 0.0
-        points.append((statistics.fmean(piece), mean, mean - spread, mean + spread))
+        points.append((statistics.fmean(piece), mean, max(mean - spread, least), mean + spread))
     return points
 
 
@@ -55,14 +59,14 @@ def chart(
     x0, x1 = min(p[0] for p in points), max(p[0] for p in points)
     y0, y1 = min(p[2] for p in points), max(p[3] for p in points)
     margin = 0.06 * (y1 - y0) or 0.05 * abs(y1) or 1.0
-    y0, y1 = y0 - margin, y1 + margin
+    y0, y1 = (max(y0 - margin, 0.0) if y0 >= 0 else y0 - margin), y1 + margin
     x = _scale(x0, x1 if x1 > x0 else x0 + 1, left, right)
     y = _scale(y0, y1, bottom, top)
     out = [f'<svg viewBox="0 0 {width} {height}" role="img">']
     for value, label in _ticks(y0, y1, 5):
         out.append(f'<path class="rule" d="M{left} {y(value):.1f}H{right}"/>')
         out.append(f'<text x="{left - 8}" y="{y(value) + 4:.1f}" text-anchor="end">{label}</text>')
-    across = _ticks(x0, x1, 6 if width > 500 else 4)
+    across = _ticks(x0, x1, 6 if width > 500 else 4, whole=not unit)
     for value, label in across:
         first = f"{label} {unit}" if unit else f"step {label}"
         word = first if value == across[0][0] else label
@@ -75,7 +79,14 @@ def chart(
         out.append(
             f'<g style="--c:var(--c{colour})"><title>{ends}</title><path class="band" d="M{"L".join(upper + lower)}Z"/>'
         )
-        out.append(f'<path class="curve" d="M{"L".join(middle)}"/></g>')
+        out.append(f'<path class="curve" d="M{"L".join(middle)}"/>')
+        if named:  # what the pointer finds
+            for p in line:
+                words = f"{safe(method)}, {f'{p[0]:.4g} {unit}' if unit else f'step {p[0]:.0f}'}: {p[1]:.4g}"
+                words += f" ± {p[3] - p[1]:.2g}" if p[3] > p[1] else ""
+                hit = f'cx="{x(p[0]):.1f}" cy="{y(p[1]):.1f}" r="7"'
+                out.append(f'<circle class="hit" {hit}><title>{words}</title></circle>')
+        out.append("</g>")
     if named:
         previous = -math.inf
         for method, colour, line in sorted(series, key=lambda one: -one[2][-1][1]):
@@ -150,11 +161,23 @@ def _scale(low: float, high: float, start: float, end: float) -> Callable[[float
     return lambda value: start + (value - low) / (high - low) * (end - start)
 
 
-def _ticks(low: float, high: float, count: int) -> list[tuple[float, str]]:
-    """Return about ``count`` round values between low and high, with their labels."""
+def _ticks(low: float, high: float, count: int, *, whole: bool = False) -> list[tuple[float, str]]:
+    """Return about ``count`` round values between low and high, at least three, with their labels.
+
+    ``whole`` allows whole numbers alone, and as few as there are.
+    """
+    found = _round_values(low, high, count, whole)
+    while len(found) < 3 and count < 40 and not (whole and high - low < 2):
+        count += 2
+        found = _round_values(low, high, count, whole)
+    return found
+
+
+def _round_values(low: float, high: float, count: int, whole: bool) -> list[tuple[float, str]]:
     rough = (high - low) / count or 1.0
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough * 0.999)
+    step = max(step, 1.0) if whole else step
     digits = max(0, -math.floor(math.log10(step) + 1e-9))
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     if max(abs(low), abs(high)) >= 1e5 or digits > 4:

@@ -1,5 +1,6 @@
 """Pools: nothing lost, nothing repeated unasked, leaks said."""
 
+import logging
 import runpy
 from collections import Counter
 from pathlib import Path
@@ -104,10 +105,20 @@ def test_options_are_checked():
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
+@pytest.fixture
+def silent(caplog):
+    """Our examples give no cause for a warning."""
+    with caplog.at_level(logging.WARNING):
+        yield
+    assert not [record.message for record in caplog.records if record.name.startswith("ftw")]
+
+
+@pytest.mark.usefixtures("silent")
 def test_the_plain_loop_learns():
     assert runpy.run_path(str(EXAMPLES / "torch_loop.py"))["main"]() < 0.8
 
 
+@pytest.mark.usefixtures("silent")
 def test_the_mixture_obeys_its_floors(tmp_path, capsys):
     found = runpy.run_path(str(EXAMPLES / "torch_mixture.py"))["main"](tmp_path / "mixture.jsonl")
     none, places, quarter = found.values()
@@ -117,6 +128,7 @@ def test_the_mixture_obeys_its_floors(tmp_path, capsys):
     assert "explains most of it (cosine" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("silent")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_the_accelerate_loop_learns():
     pytest.importorskip("accelerate")

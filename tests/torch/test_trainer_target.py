@@ -45,6 +45,15 @@ def test_the_second_split_is_measured_as_it_is(tmp_path, unit):
         assert torch.equal(p, q)
 
 
+@pytest.mark.parametrize(("count", "refresh", "size", "few"), [(40, 1, 7, 0), (39, 1, 9, 1), (40, 0, 11, 1)])
+def test_a_small_batch_of_a_large_target_is_not_few_samples(tmp_path, caplog, count, refresh, size, few):
+    """Sizes differ, for a sentence is logged once in a process."""
+    with caplog.at_level(logging.WARNING, logger="ftw_torch"):
+        options = {"max_steps": 2, "per_device_eval_batch_size": size}
+        trainer(tmp_path, target=data(count, 3, step=1), target_refresh=refresh, options=options).train()
+    assert caplog.text.count("give 40 or more") == few
+
+
 def test_a_lead_on_the_first_split_only_is_said_once(tmp_path, caplog):
     """The target counts up; the second split counts down, and so gets worse while the target gets better."""
     options = {"max_steps": 9}

@@ -25,7 +25,6 @@ from transformers import Trainer
 import ftw
 from ftw import Quota, Selection
 from ftw.constraints import Constraint
-from ftw.spi import GuardWatch
 from ftw_torch import batches
 from ftw_torch.distributed import DistributedFilterThenWeight
 from ftw_torch.options import CaptureName, Fill, Mode, OnNonfinite, Options, Score, Weight
@@ -40,7 +39,7 @@ from .sample_record import about, decoder
 from .selected_loss import SelectedLoss, numbered
 from .setup import check, offer, refuse, refuse_order, whole
 from .step import Ranks, Selector, backward, train_on
-from .target import Collated, Leaks, TargetBatches, WatchedSplit
+from .target import Collated, Leaks, TargetBatches, WatchedSplit, guard_watch
 from .turns import Repeats, Turns
 
 __all__ = ["FilterThenWeightMixin", "FilterThenWeightTrainer"]
@@ -97,8 +96,9 @@ class FilterThenWeightMixin(_Base):
         `ftw.SourceShares` as ``constraint``, for the log and the record. The model does not see it.
     quota, fill, explain
         See `FilterThenWeight`. With ``explain=True`` the record has the reasons of every candidate.
-    micro_batch, on_nonfinite, damping, shortlist, filter, weight, constraint, ridge, guard, solver, train_on_target,
-    gram_sketch
+    micro_batch, on_nonfinite, damping, shortlist, filter, weight, constraint, ridge, guard, solver
+        See `FilterThenWeight`.
+    train_on_target, gram_sketch
         See `FilterThenWeight`.
     score, score_step
         See `FilterThenWeight`, and over several processes `DistributedFilterThenWeight`. Under FSDP2 (``fsdp=True``) it
@@ -229,7 +229,7 @@ class FilterThenWeightMixin(_Base):
             data={"train": fingerprint(self.train_dataset), "target": fingerprint(target)}
             | ({"watch": fingerprint(splits["watch"])} if "watch" in splits else {}),
         )
-        self._ftw_guard = GuardWatch()
+        self._ftw_guard = guard_watch(target, target_refresh)
         parts: dict[str, Part] = {"guard": self._ftw_guard, "leaks": self._ftw_leaks, "turns": self._ftw_turns}
         self.add_callback(Between(self._ftw_log, parts | ({"watch": self._ftw_watch} if self._ftw_watch else {})))
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ftw.spi import SplitWatch
+from ftw.spi import GuardWatch, SplitWatch
 from ftw_torch import batches
 
 from .documents import Documents
@@ -19,7 +19,7 @@ from .ragged import Part
 from .run_log import fingerprint
 from .step import Ranks
 
-__all__ = ["Collated", "Leaks", "TargetBatches", "WatchedSplit", "row_keys"]
+__all__ = ["Collated", "Leaks", "TargetBatches", "WatchedSplit", "guard_watch", "row_keys"]
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +54,12 @@ class TargetBatches:
             self._batch = self._samples(trainer, some[trainer.accelerator.process_index :: world])
             self._turn = turn
         return self._batch
+
+
+def guard_watch(data: Any, refresh: int) -> GuardWatch:
+    """Return the watch over a target of this data set; batches of a large one that take turns are not few samples."""
+    watch = GuardWatch()
+    return GuardWatch(few=0) if refresh and data is not None and len(data) >= watch.few else watch
 
 
 class Collated:
