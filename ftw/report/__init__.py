@@ -20,13 +20,14 @@ run.jsonl --why ID --step N`` prints what a step decided about a sample.
 from .command import main
 from .decisions import Decision, decisions, history, why
 from .page import render, write
-from .record import Record, Recorder, Run, describe, read
+from .record import Record, Recorder, RecordWarning, Run, describe, read
 from .scalars import log_scalars, scalars
 from .summary import Summary, paired, summarise, table
 
 __all__ = [
     "Decision",
     "Record",
+    "RecordWarning",
     "Recorder",
     "Run",
     "Summary",

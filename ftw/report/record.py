@@ -16,12 +16,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-__all__ = ["Record", "Recorder", "Run", "describe", "number_in", "numbers_in", "read"]
+__all__ = ["Record", "RecordWarning", "Recorder", "Run", "describe", "number_in", "numbers_in", "read"]
 
 FORMAT, VERSION = "ftw-run", 1
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Writing
+
+
+class RecordWarning(UserWarning):
+    """A run's record could not be written."""
 
 
 class Recorder:
@@ -68,7 +72,8 @@ class Recorder:
                 data = data[self._file.write(data) :]
         except OSError as error:
             self.close()
-            warnings.warn(f"{self.path}: the record ends here ({error.strerror}); the run goes on", stacklevel=3)
+            words = f"{self.path}: the record ends here ({error.strerror}); the run goes on"
+            warnings.warn(words, RecordWarning, stacklevel=3)
 
     def close(self) -> None:
         """Close the file."""

@@ -238,7 +238,7 @@ def test_a_killed_process_leaves_a_record(tmp_path):
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 def test_a_full_disk_ends_the_record_not_the_run():
-    with pytest.warns(UserWarning, match="the record ends here"):
+    with pytest.warns(report.RecordWarning, match="the record ends here"):
         recorder = Recorder("/dev/full")
     recorder.step("run", 1, loss=1.0)
 

@@ -1,4 +1,4 @@
-"""A name is listed in one place: what takes a filter by name reads the table, and compares with no name of its own."""
+"""What stands in one place: names of filters, which everything else reads from the table; private parts of torch."""
 
 from __future__ import annotations
 
@@ -42,3 +42,26 @@ def test_filters_are_listed_in_the_table_alone():
             allowed = set(exported(path))
             found += [(str(path.relative_to(ROOT)), *hit) for hit in lists(path) if hit[0] not in allowed]
     assert not found
+
+
+def private_parts(path):
+    """Yield the dotted names with a private part that a file reaches from ``torch``, or imports from it."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("torch."):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Attribute):
+            names = [ast.unparse(node)]
+        else:
+            continue
+        yield from (
+            x for x in names if x.startswith(("torch.", "aten.")) and any(p[0] == "_" != p[1] for p in x.split("."))
+        )
+
+
+def test_private_parts_of_torch_are_used_in_one_file():
+    used = {
+        str(path.relative_to(ROOT)): names
+        for path in sorted((ROOT / "adapters/ftw_torch").rglob("*.py"))
+        if (names := sorted({x for x in private_parts(path) if "(" not in x}))
+    }
+    assert set(used) == {"adapters/ftw_torch/capture/internals.py"}, used

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
+from .internals import run_backward
+
 __all__ = ["accumulate", "gradients", "has_reentrant"]
 
 
@@ -33,7 +35,7 @@ def gradients(
         return []
     grad = torch.ones_like(output) if grad is None else grad
     if not reentrant:
-        found = torch.autograd.graph._engine_run_backward(
+        found = run_backward(
             (output,), (grad,), retain, False, tuple(leaves), allow_unreachable=True, accumulate_grad=False
         )
         return list(found)
@@ -41,9 +43,7 @@ def gradients(
     try:
         for leaf, _ in saved:
             leaf.grad = None
-        torch.autograd.graph._engine_run_backward(
-            (output,), (grad,), retain, False, (), allow_unreachable=True, accumulate_grad=True
-        )
+        run_backward((output,), (grad,), retain, False, (), allow_unreachable=True, accumulate_grad=True)
         return [leaf.grad for leaf in leaves]
     finally:
         for leaf, old in saved:

@@ -38,6 +38,7 @@ from .coupling import refuse_batch_statistics
 from .derived import Aligned, Derived, Key, pull_of, written_out
 from .functions import INPLACE, PLAIN, WRITES, first, tensors, transformed
 from .grid import TokenGrid, Tokens
+from .internals import quietly
 from .registry import rule_of
 
 __all__ = ["Capture", "trainable"]
@@ -354,7 +355,7 @@ class Capture(TorchFunctionMode):
         if isinstance(record, Dense):
             g: Any = record.grads
             record = Dense(g.reshape(self.samples, *seen(self.parameters[key].shape)))
-        with torch._C.DisableTorchFunction():  # the sink's own arithmetic is nobody's business
+        with quietly():  # the sink's own arithmetic is not captured
             kept = record if self.sink is None else self.sink(key, record)
         if kept is not None:
             self.parts[key].append(kept)

@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+
+from .internals import tree_map
 
 __all__ = ["cut_as", "gathered", "part_bytes", "refuse_offloaded", "refuse_sharded", "whole"]
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .batch_axis import forms, getters
+from .internals import transform_level
 
 __all__ = ["INPLACE", "PLAIN", "WRITES", "first", "tensors", "transformed"]
 
@@ -36,10 +36,7 @@ def first(args: Any) -> Any:
 
 def transformed() -> bool:
     """Tell whether a transform of ``torch.func`` is at work, whose tensors are not what they seem."""
-    return _level() is not None
-
-
-_level: Any = torch._C._functorch.maybe_current_level  # pyright: ignore[reportAttributeAccessIssue]
+    return transform_level() is not None
 
 
 _PROPERTIES = (

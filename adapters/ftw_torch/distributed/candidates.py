@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 import ftw
 from ftw.geometry import Operator
 from ftw.gradients import Record
 from ftw.spi import Products, squared_norms, strata
 from ftw_torch.capture.fsdp import part_bytes
+from ftw_torch.capture.internals import tree_leaves
 from ftw_torch.optim.geometry import geometry, unwrapped
 
 from .collectives import Exchange, Layouts, rank_names

@@ -16,14 +16,13 @@ from torch import Tensor
 
 from ftw.geometry import Diagonal, Operator
 from ftw.spi import correction
+from ftw_torch.capture.internals import foreach
 from ftw_torch.records.dtypes import promoted
 from ftw_torch.records.join import seen
 
 from .torch_optim import number
 
 __all__ = ["diagonals"]
-
-kernels: Any = torch  # type checkers do not know its functions of many tensors
 
 
 def diagonals(
@@ -69,7 +68,7 @@ def diagonals(
         decay = number(group["weight_decay"])
         if decay and not group.get("decoupled_weight_decay"):  # of g, or of -g to the same square
             held = [parameters[name].detach().to(wide).reshape(seen(parameters[name].shape)) for name in names]
-            gradients = list(kernels._foreach_add(gradients, held, alpha=-decay if group["maximize"] else decay))
+            gradients = list(foreach._foreach_add(gradients, held, alpha=-decay if group["maximize"] else decay))
         second = [_alike(state["exp_avg_sq"].to(wide), a) for state, a in zip(own, gradients, strict=True)]
         values = _values(second, gradients, counts, rates[i], group, damping)
         out.update(zip(names, map(Diagonal, values), strict=True))
@@ -82,19 +81,19 @@ def _values(v: list[Tensor], a: list[Tensor], step: Any, lr: Any, group: Any, da
     own = correction(b2, step + 1)
     old, new = b2 / own, (1 - b2) / own
     if isinstance(own, Tensor):  # counted on the device
-        vhat = list(kernels._foreach_mul(v, _each(old)))
-        kernels._foreach_addcmul_(vhat, a, kernels._foreach_mul(a, _each(new)))
+        vhat = list(foreach._foreach_mul(v, _each(old)))
+        foreach._foreach_addcmul_(vhat, a, foreach._foreach_mul(a, _each(new)))
     else:
-        vhat = list(kernels._foreach_mul(v, float(old)))
-        kernels._foreach_addcmul_(vhat, a, a, value=float(new))
-    kernels._foreach_sqrt_(vhat)
-    lengths = torch.stack(kernels._foreach_norm(vhat))  # (c,)
+        vhat = list(foreach._foreach_mul(v, float(old)))
+        foreach._foreach_addcmul_(vhat, a, a, value=float(new))
+    foreach._foreach_sqrt_(vhat)
+    lengths = torch.stack(foreach._foreach_norm(vhat))  # (c,)
     roots = torch.tensor([x.numel() ** 0.5 for x in vhat], dtype=lengths.dtype)
     shift = group["eps"] + damping * lengths / roots.to(lengths.device, non_blocking=True)  # (c,)
-    kernels._foreach_add_(vhat, _each(shift))
-    kernels._foreach_reciprocal_(vhat)
+    foreach._foreach_add_(vhat, _each(shift))
+    foreach._foreach_reciprocal_(vhat)
     touched = (lengths != 0).to(lengths.dtype)  # (c,)
-    kernels._foreach_mul_(vhat, _each(touched * (lr * (1 - b1) / correction(b1, step + 1))))
+    foreach._foreach_mul_(vhat, _each(touched * (lr * (1 - b1) / correction(b1, step + 1))))
     return vhat
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 from ftw import Dense, OuterProduct, Packed
 from ftw_torch.capture import batch_axis
 from ftw_torch.capture.discovery import Capture
+from ftw_torch.capture.internals import quietly
 from ftw_torch.capture.registry import Rule
 
 __all__ = [
@@ -30,7 +30,6 @@ __all__ = [
 ]
 
 aten = torch.ops.aten
-quietly: Callable[[], Any] = torch._C.DisableTorchFunction  # a backward's own arithmetic needs no capture
 
 
 def trains(p: Any) -> bool:

@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 from ftw import Dense
 from ftw_torch.capture.batch_axis import Scattered, group
 from ftw_torch.capture.discovery import Capture
+from ftw_torch.capture.internals import quietly
 from ftw_torch.capture.registry import rule
 from ftw_torch.records.blocks import product
 
@@ -49,7 +50,7 @@ class _Grouped(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Deliver (x, g); return x's gradient."""
         x, weight, offs = ctx.saved_tensors
-        with torch._C.DisableTorchFunction():
+        with quietly():
             ctx.use(x.detach(), g)
             dx = grouped_mm(g, weight.mT, offs=offs) if ctx.needs_input_grad[0] else None
         return dx, None, None, None, None

@@ -18,9 +18,10 @@ from torch.autograd.function import once_differentiable
 from ftw_torch.capture import batch_axis
 from ftw_torch.capture.batch_axis import forms
 from ftw_torch.capture.discovery import Capture
+from ftw_torch.capture.internals import unsafe_view
 from ftw_torch.capture.registry import rule
 
-from .common import affine, aten, batched, detached, on_leading_axes, outer, quietly, summed, trains
+from .common import affine, batched, detached, on_leading_axes, outer, quietly, summed, trains
 
 __all__: list[str] = []
 
@@ -40,7 +41,7 @@ class _Linear(torch.autograd.Function):
         ctx.use = use
         ctx.save_for_backward(x, weight)
         y = F.linear(x, weight, bias)
-        return aten._unsafe_view(y, y.shape) if y._is_view() else y  # a view could not be changed in place
+        return unsafe_view(y, y.shape) if y._is_view() else y  # a view could not be changed in place
 
     @staticmethod
     @once_differentiable
