@@ -120,7 +120,7 @@ def device(x: Any) -> Any:
 
 
 def is_jax(x: Any) -> bool:
-    """Tell whether ``x`` is a JAX array or tracer, without importing JAX."""
+    """Return whether ``x`` is a JAX array or tracer, without importing JAX."""
     return _is_of_jax(type(x).__module__)
 
 
@@ -130,7 +130,7 @@ def _is_of_jax(module: str) -> bool:
 
 
 def is_traced(x: Any) -> bool:
-    """Tell whether ``x`` is a JAX tracer: its values are not known yet."""
+    """Return whether ``x`` is a JAX tracer: its values are not known yet."""
     jax = sys.modules.get("jax")
     return jax is not None and isinstance(x, jax.core.Tracer)
 
@@ -147,17 +147,17 @@ def known(condition: Any, *, wait: bool = False) -> bool | None:
 
 
 def is_free(x: Any) -> bool:
-    """Tell whether the value of a 0-d array can be read without waiting for a device, or a trace."""
+    """Return whether the value of a 0-d array can be read without waiting for a device, or a trace."""
     return bool(compat.is_numpy_array(x)) or bool(compat.is_torch_array(x) and x.device.type == "cpu")
 
 
 def is_numpy(xp: Any) -> bool:
-    """Tell whether the namespace is NumPy, wrapped or not."""
+    """Return whether the namespace is NumPy, wrapped or not."""
     return bool(compat.is_numpy_namespace(xp))
 
 
 def is_floating(xp: Any, x: Any) -> bool:
-    """Tell whether ``x`` has a real floating dtype."""
+    """Return whether ``x`` has a real floating dtype."""
     return _is_real(xp, x.dtype)
 
 
@@ -215,7 +215,7 @@ def argsort_descending(xp: Any, x: Any) -> Any:
 
 
 def outside(indices: Any, size: int, *, least: int = 0) -> bool:
-    """Tell whether an integer is outside [least, size); False where reading them waits for a device, or a trace."""
+    """Return whether an integer is outside [least, size); False where reading them waits for a device, or a trace."""
     if is_traced(indices) or (compat.is_torch_array(indices) and indices.device.type != "cpu"):
         return False
     xp = namespace(indices)
@@ -362,7 +362,7 @@ def solve_positive(xp: Any, A: Any, B: Any) -> Any:
 
 
 def is_positive(xp: Any, A: Any) -> Any:
-    """Tell which of the symmetric matrices (..., n, n) have a Cholesky factor; booleans (...)."""
+    """Return which of the symmetric matrices (..., n, n) have a Cholesky factor; booleans (...)."""
     if compat.is_torch_namespace(xp):
         return sys.modules["torch"].linalg.cholesky_ex(A)[1] == 0
     try:

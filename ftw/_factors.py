@@ -204,7 +204,7 @@ class Rows:
         return Rows(indices, self.output_grads, size)
 
     def transposed(self, xp: Any) -> OuterProduct:
-        """Return the record of ``G_i.T``, with one-hot rows written out."""
+        """Return the record of ``G_i.T``, with one-hot rows materialized."""
         hot = one_hot(xp, self.indices, self.size, self.output_grads.dtype)  # (n, t, size)
         return OuterProduct(hot, self.output_grads)
 

@@ -44,7 +44,7 @@ def fori_loop(count: int, step: Callable[[Any, S], S], state: S) -> S:
 
 
 def cond(condition: Any, if_true: Callable[..., S], if_false: Callable[..., S], *operands: Any) -> S:
-    """Return ``if_true(*operands)`` or ``if_false(*operands)``; eager backends run only the one that is asked for."""
+    """Return ``if_true(*operands)`` or ``if_false(*operands)``; eager backends run only the one that is needed."""
     if _uses_jax(condition):
         result: S = sys.modules["jax"].lax.cond(condition, if_true, if_false, *operands)
         return result

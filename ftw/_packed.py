@@ -238,7 +238,7 @@ class PackedRows:
         return PackedRows(indices, self.output_grads, self.samples, self.size, height)
 
     def transposed(self, xp: Any) -> Packed:
-        """Return the record of ``G_i.T``, with one-hot rows written out."""
+        """Return the record of ``G_i.T``, with one-hot rows materialized."""
         hot = one_hot(xp, self.indices, self.height, self.output_grads.dtype)  # (t, height)
         return Packed(hot, self.output_grads, self.samples, self.size)
 

@@ -58,7 +58,7 @@ def common_factor(xp: Any, records: list[Mapping[str, Record]], targets: list[An
 
 
 def is_one(factor: Any) -> bool:
-    """Tell whether a factor of `common_factor` is known to be one."""
+    """Return whether a factor of `common_factor` is known to be one."""
     return isinstance(factor, float) and factor == 1.0
 
 

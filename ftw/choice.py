@@ -1,4 +1,4 @@
-"""The choice itself, from inner products alone: whom to keep, and how much each counts.
+"""The choice itself, from inner products alone: which candidates to keep, and how much each counts.
 
 It never sees a gradient. ``selection.py`` answers its questions from records; an adapter may answer from sums
 that it took while it captured.
@@ -103,21 +103,21 @@ class Linear(NamedTuple):
 
 
 class Products(NamedTuple):
-    """The inner products in the P metric that a choice asks for.
+    """The inner products in the P metric that a choice requires.
 
     Attributes
     ----------
     gram : callable
         ``gram(indices (s,)) -> (s, s)``, ``<g_i, P g_j>`` of those candidates; of all n, in their order, for None.
     length : callable
-        ``length(indices (k,), weights (k,)) -> ()``, ``|sum_i w_i g_i|^2``, asked for where no Gram matrix is.
+        ``length(indices (k,), weights (k,)) -> ()``, ``|sum_i w_i g_i|^2``, called where there is no Gram matrix.
     target : array ()
         ``|g_T|^2``.
     samples : array () or None
         ``mean_j |g_Tj|^2`` over the target samples; None where the guard is off.
     pool : callable or None
         ``pool(order (n,), short (s,)) -> (|g_T - g_P|^2 (), <g_i, P g_P> (s,))`` with the candidates by falling score,
-        and the shortlist (None: all n); asked for while the guard's gate is open. See `strata`.
+        and the shortlist (None: all n); called while the guard's gate is open. See `strata`.
     """
 
     gram: Callable[[Any], Any]
@@ -168,11 +168,11 @@ def choose(
     order, passed_over = _order(xp, scores, keep, go_on, within)
     short = xp.sort(order[:go_on])  # (s,): in the order of the candidates, so that ties go by index
     b = xp.take(scores, short)  # (s,)
-    asked = short if go_on < n else None
+    listed = short if go_on < n else None
     every = None
     if needs_gram(filter):
-        every = products.gram(asked)  # (s, s)
-    linear = _guarded(xp, b, order, asked, every, products, targets, guard)
+        every = products.gram(listed)  # (s, s)
+    linear = _guarded(xp, b, order, listed, every, products, targets, guard)
 
     safe = _finite(xp, linear.values)
     intact = xp.all(xp.isfinite(scores)) & xp.all(xp.isfinite(linear.values)) & ~xp.isnan(linear.signal)
@@ -247,7 +247,7 @@ def shortlist_order(scores: Array, keep: int, size: int, quota: Quota | None, co
 
 
 def _order(xp: Any, scores: Any, keep: int, size: int, within: Places | None) -> tuple[Any, Any]:
-    """Return the candidates (n,), those of the shortlist in front, and who is off it by the quota alone (n,)."""
+    """Return the candidates (n,), the shortlist in front, and which are off it by the quota alone (n,)."""
     order = _array.argsort_descending(xp, scores)  # (n,)
     if within is None:
         return order, None
@@ -301,7 +301,7 @@ def strata(n: int, go_on: int) -> tuple[list[int], list[float]]:
 
 
 def _vanishes(xp: Any, square: Any) -> Any:
-    """Tell whether a squared length is so small that the products it adds up have lost their digits."""
+    """Return whether a squared length is so small that the products it adds up have lost their digits."""
     return (square > 0) & (square < _units.smallest_square(xp, square.dtype))
 
 
@@ -320,10 +320,10 @@ def _guarded(xp: Any, b: Any, order: Any, short: Any, K: Any, products: Products
     def opened() -> tuple[Any, Any]:
         distance, means = pool(order, short)
         lengths = products.target, products.samples
-        asked = {}
+        evidence = {}
         if K is not None:
-            asked = {"doubt": guard_.doubt(_finite(xp, b), _finite(xp, K), *lengths), "slope": guard_.SLOPE}
-        a, _ = guard_.shrinkage(*lengths, distance, targets, cap=cap, **asked)
+            evidence = {"doubt": guard_.doubt(_finite(xp, b), _finite(xp, K), *lengths), "slope": guard_.SLOPE}
+        a, _ = guard_.shrinkage(*lengths, distance, targets, cap=cap, **evidence)
         return (1 - a) * b + a * means, a
 
     values, a = _loops.cond(ratio < 1, opened, closed)

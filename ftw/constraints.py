@@ -187,7 +187,7 @@ def as_limits(xp: Any, constraint: Any, like: Any) -> Limits:
 
 def _shares(xp: Any, shares: SourceShares, total: Any, like: Any) -> tuple[Any, Any, Any]:
     """Return the members (..., m + 1, n) of each source and the bounds (..., m + 1) of their sums."""
-    sources, what, place = shares.sources, "SourceShares.sources", _array.device(like)
+    sources, what, device = shares.sources, "SourceShares.sources", _array.device(like)
     if not hasattr(sources, "dtype") or not xp.isdtype(sources.dtype, "integral"):
         raise TypeError(f"{what} must be an integer array (..., n), got {getattr(sources, 'dtype', type(sources))}")
     m = quotas.length("lower", "upper", shares.lower, shares.upper, what="SourceShares")
@@ -197,7 +197,7 @@ def _shares(xp: Any, shares: SourceShares, total: Any, like: Any) -> tuple[Any, 
     except (ValueError, RuntimeError) as error:
         raise ValueError(f"{what}: shape {tuple(sources.shape)} does not broadcast to {tuple(like.shape)}") from error
     numbers = numbers[..., None, :]  # (..., 1, n)
-    line = xp.arange(m + 1, dtype=numbers.dtype, device=place)[:, None]  # (m + 1, 1)
+    line = xp.arange(m + 1, dtype=numbers.dtype, device=device)[:, None]  # (m + 1, 1)
     member = numbers == _array.over(line, numbers)  # (..., m + 1, n)
     rest = xp.zeros_like(total)[..., None]  # (..., 1)
     low = share_bounds(xp, "SourceShares.lower", shares.lower, 0.0, m, like)  # (..., m)
@@ -255,7 +255,7 @@ def field(xp: Any, name: str, value: Any, like: Any, shape: tuple[int, ...]) -> 
 
 
 def finite(xp: Any, limits: Limits) -> Any:
-    """Tell whether the set is made of numbers: no NaN among the bounds, a finite total; booleans (...)."""
+    """Return whether the set is made of numbers: no NaN among the bounds, a finite total; booleans (...)."""
     good = (
         limits.lower[..., 0] == 0
         if limits.upper is None
@@ -267,7 +267,7 @@ def finite(xp: Any, limits: Limits) -> Any:
 
 
 def feasible(xp: Any, limits: Limits) -> Any:
-    """Tell whether the set has a point, up to the rounding of the sums; booleans (...)."""
+    """Return whether the set has a point, up to the rounding of the sums; booleans (...)."""
     lower, upper, total, member, low, high = limits
     if member is not None:
         there = xp.any(member > 0, axis=-1)  # (..., m + 1)

@@ -102,10 +102,10 @@ def threshold(
         if not 0 <= quantile <= 1:
             raise ValueError(f"threshold: quantile {quantile} must lie in [0, 1]")
         ordered = xp.sort(scores)  # (n,)
-        place = quantile * (scores.shape[0] - 1)
-        low = int(place)
+        position = quantile * (scores.shape[0] - 1)
+        low = int(position)
         high = min(low + 1, scores.shape[0] - 1)
-        value = ordered[low] + (place - low) * (ordered[high] - ordered[low])
+        value = ordered[low] + (position - low) * (ordered[high] - ordered[low])
     if quota is not None:
         order = _array.argsort_descending(xp, scores)  # (n,)
         reached = xp.take(scores, order) >= _array.scalar_like(value, scores)  # (n,)
@@ -165,8 +165,8 @@ def _pursue(
     xp: Any, scores: Any, gram: Any, k: int, ridge: Any, solver: Callable[..., Any], p: Places | None
 ) -> Picked:
     """Return the picks of `matching`, and their weights as the last refit has them."""
-    place, ridge = _array.device(scores), _array.scalar_like(ridge, scores)
-    ranks = xp.arange(k, device=place)  # (k,)
+    device, ridge = _array.device(scores), _array.scalar_like(ridge, scores)
+    ranks = xp.arange(k, device=device)  # (k,)
 
     def add_one(j: Any, state: tuple[Any, ...]) -> tuple[Any, ...]:
         kept, picks, weights, _ = state  # Kept, (k,), (k,), ()
@@ -184,16 +184,16 @@ def _pursue(
         mean = xp.sum(diagonal) / xp.sum(xp.astype(filled, start.dtype))
         mean = xp.where(mean < 0, 0.0, mean)  # of an indefinite K: the solver is to say so
         mask = filled[:, None] & filled[None, :]  # (s, s)
-        part = xp.where(mask, part, mean * xp.eye(picks.shape[0], dtype=part.dtype, device=place))
+        part = xp.where(mask, part, mean * xp.eye(picks.shape[0], dtype=part.dtype, device=device))
         linear = xp.where(filled, xp.take(scores, picks), xp.zeros_like(start))  # (s,)
         return solver(part, linear, NonNegative(), ridge=ridge * mean, start=start)
 
-    picks = xp.zeros(k, dtype=xp.argmax(scores).dtype, device=place)
-    weights = xp.zeros(k, dtype=scores.dtype, device=place)
-    status = xp.zeros((), dtype=xp.int32, device=place)
+    picks = xp.zeros(k, dtype=xp.argmax(scores).dtype, device=device)
+    weights = xp.zeros(k, dtype=scores.dtype, device=device)
+    status = xp.zeros((), dtype=xp.int32, device=device)
     state = (_nothing(xp, p, scores), picks, weights, status)
     kept, picks, weights, status = _loops.fori_loop(k, add_one, state)
-    return Picked(Filtered(picks, count_of_all(xp, k, place)), (weights, status), kept.over)
+    return Picked(Filtered(picks, count_of_all(xp, k, device)), (weights, status), kept.over)
 
 
 class _Kept(NamedTuple):
@@ -216,7 +216,7 @@ def _pick(xp: Any, p: Places | None, k: int, kept: _Kept, values: Any) -> tuple[
         best = xp.argmax(values)
         return _Kept(_array.put(xp, kept.each, best, 1), None, None), best
     allowed = xp.take(quotas.open_sources(xp, p, kept.counts, k), p.sources)  # (n,)
-    allowed = allowed | ~xp.any(allowed & (kept.each == 0))  # nobody left: the caps go
+    allowed = allowed | ~xp.any(allowed & (kept.each == 0))  # no candidate is left: the caps go
     best = xp.argmax(xp.where(allowed, values, -xp.inf))
     beaten = ~allowed & (values > xp.take(values, xp.reshape(best, (1,))))
     counts = xp.take(p.sources, xp.reshape(best, (1,))) == xp.arange(p.floors.shape[0], device=_array.device(values))

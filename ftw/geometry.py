@@ -6,7 +6,7 @@ of two records without forming their gradients first,
 
     <G_i, P H_j>  =  sum over pieces, rows r, columns c of  X_i[r, c] * weights[r, c] * Y_j[r, c],
 
-with X and Y records again (made by acting on the factors), so that the Gram matrix can walk over bounded blocks.
+with X and Y records again (made by acting on the factors), so that the Gram matrix can be formed in bounded blocks.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Records: the gradients of n samples for one parameter, as the factors they come from.
 
 A layer ``y = x W'`` with inputs ``A_i`` (t, d_in) and output gradients ``B_i`` (t, d_out) has the gradient
-``G_i = B_i' A_i`` for sample i. The records keep the factors; what the method asks of a gradient is answered from them:
+``G_i = B_i' A_i`` for sample i. The records keep the factors, from which all that the method needs is computed:
 
 ====================  ==========================================================================================
 ``dot(M)``            ``<G_i, M>`` for all i, on the narrower side, no G_i formed           (scores)
@@ -43,7 +43,7 @@ __all__ = [
 @_array.pytree(data=("grads",))
 @dataclass(frozen=True, eq=False)
 class Dense:
-    """Gradients written out: biases, norms, anything small.
+    """Materialized gradients: biases, norms, anything small.
 
     Parameters
     ----------

@@ -8,8 +8,8 @@ the P metric, with m target samples g_Tj, their mean g_T, and the pool's mean g_
     F = |g_T|^2 / v                                 at least 1 in expectation while the targets are fresh
 
 F alone is no proof: it is below one too for a target that was balanced by hand, whose gradients cancel more than those
-of a random draw. So the s candidates of the shortlist are asked as well, with their cosines c_i to g_T and C_ij to each
-other:
+of a random draw. So the s candidates of the shortlist are consulted as well, with their cosines c_i to g_T and C_ij to
+each other:
 
     E = c' (C + 0.05 I)^-1 c                        share of |g_T|^2 that their combinations explain
     T = mean_j |g_Tj|^2 / mean_i |g_i|^2            what is left to learn of the targets, beside the candidates
@@ -83,8 +83,8 @@ def doubt(scores: Any, gram: Any, target: Any, samples: Any) -> Any:
     squares = xp.linalg.diagonal(gram)  # (s,)
     there = squares > 0
     lengths = xp.sqrt(xp.where(there, squares, 1.0))  # (s,): cosines first, since squares of products could overflow
-    goal = xp.sqrt(xp.where(target > 0, target, xp.ones_like(target)))
-    c = xp.where(there, scores / lengths / goal, 0.0)  # (s,)
+    length = xp.sqrt(xp.where(target > 0, target, xp.ones_like(target)))
+    c = xp.where(there, scores / lengths / length, 0.0)  # (s,)
     C = xp.where(there[:, None] & there[None, :], gram / lengths[:, None] / lengths[None, :], 0.0)  # (s, s)
     C = xp.clip(C, -1.0, 1.0) + RIDGE * xp.eye(s, dtype=C.dtype, device=device)
     explained = xp.sum(c * _array.solve_positive(xp, C, c[:, None])[:, 0])

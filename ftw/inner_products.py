@@ -3,9 +3,9 @@
     b_i  = <g_i, P g_T>       ``scores``      how much candidate i lowers the target loss, to first order
     K_ij = <g_i, P g_j>       ``gram``        how much candidates i and j say the same thing
 
-Both are sums over parameters. A score needs ``M = P g_T`` once and no per-sample gradient. The Gram matrix walks over
-blocks of rows and columns of the per-sample gradients, no larger than ``max_bytes``, or over pairs of tokens where that
-is cheaper (``planner.py`` decides).
+Both are sums over parameters. A score needs ``M = P g_T`` once and no per-sample gradient. The Gram matrix is summed
+over blocks of rows and columns of the per-sample gradients, no larger than ``max_bytes``, or over pairs of tokens where
+that is cheaper (``planner.py`` decides).
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def squared_norms(candidates: Mapping[str, Record], geometry: Mapping[str, Opera
     for name, record in candidates.items():
         for piece in geometry[name].split(xp, record, record):
             plan = plan_piece(xp, piece, MAX_BYTES // 2, by_tokens=False)  # and their product
-            for x, y in walk(xp, piece, plan):
+            for x, y in gradient_blocks(xp, piece, plan):
                 total = total + _weighted(xp.sum(x * y, axis=1), piece)  # (n,)
                 del x, y  # before the next block is formed
     return total
@@ -143,7 +143,7 @@ def _accumulate(
             if plan.route == "tokens":
                 total = total + _weighted(_by_tokens(xp, piece, plan), piece)  # (n, m)
                 continue
-            for x, y in walk(xp, piece, plan):
+            for x, y in gradient_blocks(xp, piece, plan):
                 total = total + _weighted(x @ y.T, piece)  # (n, m)
                 del x, y  # before the next block is formed
     return total
@@ -179,7 +179,7 @@ def _side(record: Record) -> planner.Side:
     return planner.Side(record.n, 0, 2 if isinstance(record, (Rows, PackedRows)) else 1)
 
 
-def walk(xp: Any, piece: Piece, plan: planner.Plan) -> Iterator[tuple[Any, Any]]:
+def gradient_blocks(xp: Any, piece: Piece, plan: planner.Plan) -> Iterator[tuple[Any, Any]]:
     """Yield blocks (n, e) and (m, e) of both records, e elements at a time, elementwise weights worked in."""
     x, y, weights = piece
     n, m, shape = x.n, y.n, matrix_shape(x.shape)

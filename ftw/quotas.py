@@ -73,10 +73,10 @@ def places(xp: Any, quota: Quota, n: int, k: int, *, what: str) -> Places:
         raise TypeError(f"{what}: quota must be ftw.Quota(sources, at_least, at_most), got {type(quota).__name__}")
     sources = checked_sources(xp, quota.sources, n, what=f"{what}: Quota.sources")
     m = length("at_least", "at_most", quota.at_least, quota.at_most, what=f"{what}: Quota")
-    place = _array.device(sources)
-    last = xp.full((1,), 0, dtype=xp.int32, device=place)
-    floors = _counts(xp, quota.at_least, m, k, place, up=True, what=f"{what}: Quota.at_least")  # (m,)
-    caps = _counts(xp, quota.at_most, m, k, place, up=False, what=f"{what}: Quota.at_most")  # (m,)
+    device = _array.device(sources)
+    last = xp.full((1,), 0, dtype=xp.int32, device=device)
+    floors = _counts(xp, quota.at_least, m, k, device, up=True, what=f"{what}: Quota.at_least")  # (m,)
+    caps = _counts(xp, quota.at_most, m, k, device, up=False, what=f"{what}: Quota.at_most")  # (m,)
     numbers, known = numbered(xp, sources, m, what=f"{what}: Quota.sources")
     return Places(numbers, xp.concat([floors, last]), xp.concat([caps, last + k]), known)
 
@@ -118,22 +118,22 @@ def length(first: str, second: str, lower: Any, upper: Any, *, what: str) -> int
     return int(sizes[0])
 
 
-def _counts(xp: Any, bounds: Any, m: int, k: int, place: Any, *, up: bool, what: str) -> Any:
+def _counts(xp: Any, bounds: Any, m: int, k: int, device: Any, *, up: bool, what: str) -> Any:
     """Return bounds of m sources as counts (m,) int32: fractions times k, rounded ``up`` or down; None is no bound."""
     free = 0 if up else k
     if bounds is None:
-        return xp.full((m,), free, dtype=xp.int32, device=place)
+        return xp.full((m,), free, dtype=xp.int32, device=device)
     if hasattr(bounds, "dtype"):
         if tuple(bounds.shape) != (m,):
             raise ValueError(f"{what} {tuple(bounds.shape)} must be ({m},), one a source")
         return _array_counts(xp, bounds, k, up=up, what=what)
-    each = [_count(xp, bound, k, free, place, up=up, what=f"{what}[{s}]") for s, bound in enumerate(bounds)]
+    each = [_count(xp, bound, k, free, device, up=up, what=f"{what}[{s}]") for s, bound in enumerate(bounds)]
     return xp.stack(each)  # (m,)
 
 
-def _count(xp: Any, bound: Any, k: int, free: int, place: Any, *, up: bool, what: str) -> Any:
+def _count(xp: Any, bound: Any, k: int, free: int, device: Any, *, up: bool, what: str) -> Any:
     if hasattr(bound, "dtype") and not isinstance(bound, (int, float)):
-        return xp.reshape(_array_counts(xp, xp.asarray(bound, device=place), k, up=up, what=what), ())
+        return xp.reshape(_array_counts(xp, xp.asarray(bound, device=device), k, up=up, what=what), ())
     if isinstance(bound, bool) or not (bound is None or isinstance(bound, (int, float))):
         raise TypeError(f"{what} must be an int, a float or None, got {bound!r}")
     if isinstance(bound, float):
@@ -142,7 +142,7 @@ def _count(xp: Any, bound: Any, k: int, free: int, place: Any, *, up: bool, what
         bound = math.ceil(bound * k - _EDGE) if up else math.floor(bound * k + _EDGE)
     elif bound is not None and bound < 0:
         raise ValueError(f"{what} = {bound} must not be negative")
-    return xp.asarray(free if bound is None else min(bound, k + 1), dtype=xp.int32, device=place)
+    return xp.asarray(free if bound is None else min(bound, k + 1), dtype=xp.int32, device=device)
 
 
 def _array_counts(xp: Any, bounds: Any, k: int, *, up: bool, what: str) -> Any:
@@ -166,7 +166,7 @@ def available(xp: Any, sources: Any, m: int) -> Any:
 
 
 def fills(xp: Any, p: Places, k: int) -> Any:
-    """Tell whether k of the candidates can be picked so that every bound holds; a boolean ()."""
+    """Return whether k of the candidates can be picked so that every bound holds; a boolean ()."""
     there = available(xp, p.sources, p.floors.shape[0])  # (m + 1,)
     each = xp.all((p.floors <= p.caps) & (p.floors <= there))
     most = xp.sum(xp.minimum(p.caps, there), dtype=xp.int32)
@@ -235,8 +235,8 @@ def preferred(xp: Any, scores: Any, picks: Any) -> Any:
     k = picks.shape[0]
     by_score = _array.argsort_descending(xp, scores)  # (n,)
     hit = by_score[:, None] == xp.astype(picks, by_score.dtype)[None, :]  # (n, k)
-    place = xp.where(xp.any(hit, axis=1), xp.argmax(xp.astype(hit, xp.int32), axis=1), k)  # (n,)
-    return xp.take(by_score, xp.argsort(place, stable=True))
+    position = xp.where(xp.any(hit, axis=1), xp.argmax(xp.astype(hit, xp.int32), axis=1), k)  # (n,)
+    return xp.take(by_score, xp.argsort(position, stable=True))
 
 
 def open_sources(xp: Any, p: Places, counts: Any, k: int) -> Any:

@@ -88,12 +88,12 @@ class Chosen(NamedTuple):
 
 def reasons(xp: Any, scores: Any, chosen: Chosen) -> Reasons:
     """Return the reasons of all candidates, given their scores (n,)."""
-    c, place = chosen, _array.device(scores)
-    hit = xp.arange(c.short.shape[0], device=place)[:, None] == xp.astype(c.picks, c.short.dtype)[None, :]  # (s, k)
+    c, device = chosen, _array.device(scores)
+    hit = xp.arange(c.short.shape[0], device=device)[:, None] == xp.astype(c.picks, c.short.dtype)[None, :]  # (s, k)
     picked = xp.any(hit & c.passed[None, :], axis=1)  # (s,)
     b = xp.take(scores, c.short)  # (s,)
     explained = int(Reason.REFUSED_SCORE if c.gram is None else Reason.REFUSED_REDUNDANT)
-    code = xp.full(c.short.shape, explained, dtype=xp.int32, device=place)  # (s,)
+    code = xp.full(c.short.shape, explained, dtype=xp.int32, device=device)  # (s,)
     code = xp.where(xp.any(hit, axis=1), int(Reason.REFUSED_SCORE), code)  # kept in shape only
     if c.over is not None:
         code = xp.where(c.over, int(Reason.REFUSED_QUOTA), code)
@@ -120,7 +120,7 @@ def reasons(xp: Any, scores: Any, chosen: Chosen) -> Reasons:
         left = xp.sum(xp.where(hit, left[None, :], 0.0), axis=1)  # (s,)
         residual = xp.where(xp.any(hit, axis=1), left, nan)
 
-    everyone = xp.arange(scores.shape[0], dtype=c.short.dtype, device=place)  # (n,)
+    everyone = xp.arange(scores.shape[0], dtype=c.short.dtype, device=device)  # (n,)
     where = xp.searchsorted(c.short, everyone)  # (n,)
     where = xp.where(where < c.short.shape[0], where, 0)
     there = xp.take(c.short, where) == everyone
@@ -128,7 +128,7 @@ def reasons(xp: Any, scores: Any, chosen: Chosen) -> Reasons:
     def spread(x: Any, other: Any) -> Any:
         return xp.where(there, xp.take(x, where), other)
 
-    refused = xp.full(everyone.shape, int(Reason.REFUSED_SCORE), dtype=xp.int32, device=place)
+    refused = xp.full(everyone.shape, int(Reason.REFUSED_SCORE), dtype=xp.int32, device=device)
     if c.passed_over is not None:
         refused = xp.where(c.passed_over, int(Reason.REFUSED_QUOTA), refused)
     refused = xp.where(xp.isfinite(scores), refused, int(Reason.DROPPED))

@@ -125,8 +125,8 @@ def filter_then_weight(
 
     known = [candidates] if not m or target_samples is None else [candidates, target_samples]
     unit = _units.common_factor(xp, known, list(target.values()), dtype)
-    goal = {name: _units.times(xp, g, unit) for name, g in target.items()}  # c g_T: from here on in these units
-    b = all_scores(candidates, goal, geometry) if scores is None else _units.times(xp, scores, unit)
+    scaled = {name: _units.times(xp, g, unit) for name, g in target.items()}  # c g_T: from here on in these units
+    b = all_scores(candidates, scaled, geometry) if scores is None else _units.times(xp, scores, unit)
     b = _units.times(xp, b, unit)  # (n,)
 
     def some(indices: Any) -> Mapping[str, Record]:
@@ -140,17 +140,17 @@ def filter_then_weight(
 
     def pool(order: Any, short: Any) -> tuple[Any, Any]:
         places, shares = strata(n, go_on)
-        sampled = None if short is None else xp.take(order, xp.asarray(places, dtype=order.dtype, device=place))
-        each = _units.times(xp, xp.asarray(shares, dtype=b.dtype, device=place), unit)
+        sampled = None if short is None else xp.take(order, xp.asarray(places, dtype=order.dtype, device=device))
+        each = _units.times(xp, xp.asarray(shares, dtype=b.dtype, device=device), unit)
         mean = combine(some(sampled), each)  # c g_P
-        distance = _inner({name: goal[name] - mean[name] for name in mean}, geometry)  # c^2 |g_T - g_P|^2
+        distance = _inner({name: scaled[name] - mean[name] for name in mean}, geometry)  # c^2 |g_T - g_P|^2
         return distance, _units.times(xp, all_scores(some(short), mean, geometry), unit)
 
-    place = _array.device(b)
+    device = _array.device(b)
     products = Products(
         gram=lambda indices: gram(in_units(some(indices)), geometry),
         length=length,
-        target=_inner(goal, geometry),
+        target=_inner(scaled, geometry),
         samples=(
             xp.mean(squared_norms(in_units(target_samples), geometry)) if m and target_samples is not None else None
         ),
@@ -178,7 +178,7 @@ def filter_then_weight(
         if selection.reasons is not None:
             residual = _units.times(xp, _units.times(xp, selection.reasons.residual, 1 / unit), 1 / unit)
             selection = selection._replace(reasons=selection.reasons._replace(residual=residual))
-    psd = xp.asarray(True, device=place)
+    psd = xp.asarray(True, device=device)
     for operator in geometry.values():
         psd = psd & operator.is_psd()
     return _refused(xp, selection, psd)

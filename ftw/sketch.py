@@ -24,7 +24,7 @@ from ._array import Array
 from ._check import check_model
 from .geometry import Kronecker, Operator, Piece, half
 from .gradients import OuterProduct, Packed, PackedRows, Record, Rows, Sum, matrix_shape
-from .inner_products import MAX_BYTES, plan_piece, walk
+from .inner_products import MAX_BYTES, gradient_blocks, plan_piece
 
 __all__ = ["LowRank", "count_sketch", "gram", "low_rank", "low_rank_scores", "scores"]
 
@@ -83,7 +83,7 @@ def count_sketch(
             height, width = matrix_shape(piece.left.shape)
             above, beside = (_line(xp, d, _keys(seed, i, j, side), first) for side, d in enumerate((height, width)))
             blocks = planner.blocks((height, width), plan)
-            for (rows, columns), (x, _) in zip(blocks, walk(xp, piece, plan), strict=True):
+            for (rows, columns), (x, _) in zip(blocks, gradient_blocks(xp, piece, plan), strict=True):
                 bucket, sign = _hash(xp, above, beside, rows, columns, _keys(seed, i, j, 2), size)  # (e,), (e,)
                 signed = x * _array.over(sign, x)  # (n, e)
                 scale = _array.scalar_like(_root(piece.weights), x)

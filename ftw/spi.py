@@ -1,7 +1,7 @@
 """What adapters and ports build on, beyond the names that users call. As stable as those.
 
 The choice without gradients
-    `choose` takes scores and the inner products that it asks for (`Products`), and makes the choice of
+    `choose` takes scores and the inner products that it requires (`Products`), and makes the choice of
     `ftw.filter_then_weight`; `strata` says of which candidates the guard's mean of the pool is formed;
     `check_options` raises what is wrong with the options; `needs_gram` says whether a filter takes the Gram matrix, and
     `NAMED` is the table of the filters with a name. `shortlist_order` says which candidates go on to the Gram

@@ -1,4 +1,4 @@
-"""Per-sample gradients of a loss, as factors where that is smaller and written out where it is not.
+"""Per-sample gradients of a loss, as factors where that is smaller and materialized where it is not.
 
 The loss's own program is run once more for each example, by the plan of ``_sites.py``: at a site the parameter is a
 constant, a zero is added to what comes out, and what went in is returned besides the loss. The gradient of that zero is
@@ -144,8 +144,8 @@ def per_sample(traced: Traced, params: Any, batch: Any, micro_batch: int | None 
         return value, seen, output_grads, found, flat
 
     n = jax.tree.leaves(batch)[0].shape[0]
-    walk = jax.vmap(one) if micro_batch is None or micro_batch >= n else _in_pieces(one, micro_batch)
-    losses, seen, output_grads, found, flat = walk(batch)
+    every = jax.vmap(one) if micro_batch is None or micro_batch >= n else _in_micro_batches(one, micro_batch)
+    losses, seen, output_grads, found, flat = every(batch)
     parts: list[list[list[Any]]] = [[] for _ in leaves]  # of each parameter: its uses, each a list by layer
     for site, x, b in zip(traced.plan.sites, seen, output_grads, strict=True):
         parts[site.leaf].append(_records(site, x, b))
@@ -167,8 +167,8 @@ def per_sample(traced: Traced, params: Any, batch: Any, micro_batch: int | None 
     return Captured(records, losses)
 
 
-def _in_pieces(one: Any, size: int) -> Any:
-    """Return a walk over the samples so many at a time; one at a time, nothing is vmapped."""
+def _in_micro_batches(one: Any, size: int) -> Any:
+    """Return a map over the samples, a micro-batch at a time; one at a time, nothing is vmapped."""
     return lambda batch: jax.lax.map(one, batch, batch_size=None if size == 1 else size)
 
 

@@ -51,7 +51,7 @@ class Live:
     swapped: bool = False  # an odd number of matrix transposes
 
     def slope(self) -> Any:
-        """Return the slope, written out."""
+        """Return the slope, materialized."""
         scale = jnp.where(self.zero, 0, self.scale)
         return scale * (jnp.ones_like(self.value) if self.values is None else self.values)
 

@@ -1,7 +1,7 @@
 """How parameters appear among the records: as they are, as stacks of matrices, or, small ones, laid end to end.
 
 A step does some twenty small things with each record, and XLA compiles each of them by itself. Biases, norms and other
-parameters of few entries whose gradients are written out therefore share one record, a vector: the arithmetic is the
+parameters of few entries whose gradients are materialized therefore share one record, a vector: the arithmetic is the
 same, and a model of many layers compiles in a fraction of the time.
 """
 

@@ -136,7 +136,7 @@ def _same(z: Live, x: Live) -> bool:
 
 
 def _swaps(permutation: Any, shape: tuple[int, ...]) -> bool:
-    """Tell whether a transpose only exchanges the last two axes, all others being of length 1 and in place."""
+    """Return whether a transpose only exchanges the last two axes, all others being of length 1 and in place."""
     r = len(shape)
     return r >= 2 and tuple(permutation) == (*range(r - 2), r - 1, r - 2) and all(s == 1 for s in shape[:-2])
 

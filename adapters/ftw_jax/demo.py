@@ -39,14 +39,14 @@ def mean_loss(params: Any, batch: Any) -> Any:
 
 
 def by_pieces(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    """Return the function of parameters and a batch, which is a mean over samples, as one that walks the batch."""
+    """Return the function of parameters and a batch, which is a mean over samples, piece by piece."""
 
-    def walk(params: Any, batch: Any) -> Any:
+    def in_pieces(params: Any, batch: Any) -> Any:
         pieces = jnp.reshape(batch, (-1, math.gcd(batch.shape[0], PIECE), batch.shape[1]))  # (pieces, size, length + 1)
         means = jax.lax.map(lambda piece: function(params, piece), pieces)
         return jax.tree.map(lambda x: jnp.mean(x, axis=0), means)
 
-    return jax.jit(walk)
+    return jax.jit(in_pieces)
 
 
 evaluate = by_pieces(mean_loss)

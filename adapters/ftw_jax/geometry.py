@@ -174,7 +174,7 @@ def _update(out: Any, a: Any, nothing: Any, damping: float, coefficients: Any) -
 
 
 def _readable(out: Any, leaf: int, shape: tuple[int, ...]) -> bool:
-    """Tell whether an output is an affine function of the gradient of its own parameter."""
+    """Return whether an output is an affine function of the gradient of its own parameter."""
     own = isinstance(out, Live) and out.leaf == leaf and not out.swapped and out.value.shape == shape
     return own or isinstance(out, Known)
 

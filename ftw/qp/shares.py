@@ -40,8 +40,8 @@ class Guess(NamedTuple):
 
 def solve(xp: Any, p: Problem, run: Any, steps: Any, start: Any, tol: Any, max_steps: int) -> tuple[Any, Any, Any]:
     """Return z (..., n), the steps taken (...), and the certificate of z; ``run`` (...) says where to do anything."""
-    place = _array.device(p.q)
-    run = xp.asarray(run, device=place) if isinstance(run, bool) else run
+    device = _array.device(p.q)
+    run = xp.asarray(run, device=device) if isinstance(run, bool) else run
     steps = xp.zeros_like(p.q[..., 0], dtype=xp.int32)  # (...)
     s = _sources(xp, p)
     bits = xp.finfo(p.q.dtype).bits

@@ -240,7 +240,7 @@ def _solution(
 
 
 def _second_look(xp: Any, is_psd: Any, shifted: Any, M: Any) -> tuple[Any, Any]:
-    """Tell whether M (..., n, n) lacks more than rounding and an inexact Gram matrix explain; shift it by as much."""
+    """Return whether M (..., n, n) lacks more than rounding and an inexact Gram matrix explain; shift it by as much."""
     unit = _array.over(xp.eye(M.shape[-1], dtype=M.dtype, device=_array.device(M)), M)
     more = M + float(xp.finfo(M.dtype).eps) ** 0.5 * unit
     (shifted,) = keep(xp, is_psd, (shifted,), (more,))
@@ -248,7 +248,7 @@ def _second_look(xp: Any, is_psd: Any, shifted: Any, M: Any) -> tuple[Any, Any]:
 
 
 def _certified(xp: Any, c: Any, kkt: Any, gap: Any, tol: Any) -> Any:
-    """Tell whether residual and gap are within the tolerance; of the gap no less is asked than rounding leaves."""
+    """Return whether residual and gap are within the tolerance; of the gap no less is asked than rounding leaves."""
     slack = 1e4 * float(xp.finfo(c.dtype).eps)
     return (kkt <= tol) & (gap <= _array.pick(xp, tol > slack, tol, slack))
 

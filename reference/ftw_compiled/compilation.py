@@ -42,7 +42,7 @@ def jit_fast(function: F) -> F:
 
 
 def is_ready() -> bool:
-    """Tell whether the kernels were compiled on this machine, without importing numba."""
+    """Return whether the kernels were compiled on this machine, without importing numba."""
     return COMPILED and mark().exists()
 
 

@@ -186,7 +186,7 @@ def scale(K: Array, c: Array, ridge: float, A: Array, d: Array, reach: Array) ->
 
 @jit_fast
 def is_psd(A: Array, shift: float) -> bool:
-    """Tell whether A + shift I (n, n) has a Cholesky factor U'U: eight rows at a time, in blocks when large."""
+    """Return whether A + shift I (n, n) has a Cholesky factor U'U: eight rows at a time, in blocks when large."""
     n = A.shape[0]
     M = A.copy()
     block = n if n <= 96 else 32

@@ -67,7 +67,7 @@ def is_fraction(bound: Any) -> bool:
 
 
 def fills(p: Places, k: int) -> bool:
-    """Tell whether k candidates can be picked so that every bound holds."""
+    """Return whether k candidates can be picked so that every bound holds."""
     there = np.bincount(p.sources, minlength=len(p.floors))  # (m + 1,)
     if np.any(p.floors > p.caps) or np.any(p.floors > there) or np.sum(p.floors) > k:
         return False

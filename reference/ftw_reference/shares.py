@@ -267,7 +267,7 @@ def active_set(H: Array, c: Array, box: Shares, flat: float = 1e-14) -> tuple[Ar
 
 
 def some_free(box: Shares, zero: Array, s: int) -> bool:
-    """Tell whether a source is without samples, or has a weight that is not held at zero."""
+    """Return whether a source is without samples, or has a weight that is not held at zero."""
     mine = box.sources == s
     return bool(not mine.any() or np.any(mine & ~zero))
 

@@ -21,7 +21,7 @@ __all__ = ["fits", "joined", "side_by_side"]
 
 
 def fits(record: Record | None, operator: Operator) -> bool:
-    """Tell whether a parameter may go into the bundle: a vector or a number, its response elementwise."""
+    """Return whether a parameter may go into the bucket: a vector or a number, its response elementwise."""
     return isinstance(operator, (Diagonal, Scale)) and isinstance(record, Dense) and len(record.shape) < 2
 
 

@@ -75,7 +75,7 @@ def empty(p: Tensor, n: int) -> Record:
 
 
 def is_empty(record: Record) -> bool:
-    """Tell whether a record was made by `empty`."""
+    """Return whether a record was made by `empty`."""
     if isinstance(record, OuterProduct):
         return record.inputs.shape[1] == 0
     grads: Any = getattr(record, "grads", None)

@@ -1,4 +1,4 @@
-"""The records of a pool, in the pieces in which it was walked: Gram matrix, scores, lengths, update."""
+"""The records of a pool, one a micro-batch: Gram matrix, scores, lengths, update."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ WASTE = 0.5  # of a stacked layer's arithmetic: copies, blocks that miss the cac
 
 
 def launch_bound(n: int, t: int, shape: Sequence[int], device: torch.device) -> bool:
-    """Tell whether the calls of a layer cost more than stacking wastes of its ``6 n t d_out d_in`` FLOPs.
+    """Return whether the calls of a layer cost more than stacking wastes of its ``6 n t d_out d_in`` FLOPs.
 
     Its factors must be small too: they are held for all layers until the backward is over.
     """

@@ -17,7 +17,7 @@ CHOICE: list[Mutation] = [
             "beaten = ~allowed & (values <",
             "who is refused by the quota alone",
         ),
-        ("low = int(place)", "low = int(place + 0.5)", "the quantile between the wrong scores"),
+        ("low = int(position)", "low = int(position + 0.5)", "the quantile between the wrong scores"),
         (
             "xp.where(spread > 0, spread, xp.ones_like(spread)) / temperature",
             "xp.where(spread > 0, spread, xp.ones_like(spread)) * temperature",
@@ -40,8 +40,8 @@ CHOICE: list[Mutation] = [
             "the ridge by all candidates, not by the kept",
         ),
         (
-            "place = quantile * (scores.shape[0] - 1)",
-            "place = (1 - quantile) * (scores.shape[0] - 1)",
+            "position = quantile * (scores.shape[0] - 1)",
+            "position = (1 - quantile) * (scores.shape[0] - 1)",
             "the quantile from the other end",
         ),
         (
@@ -127,7 +127,7 @@ CHOICE: list[Mutation] = [
         "selection.py",
         ("xp.full((n,), 1 / n, dtype=dtype", "xp.full((n,), 1.0, dtype=dtype", "the pool's sum for its mean"),
         (
-            "{name: goal[name] - mean[name] for name in mean}",
+            "{name: scaled[name] - mean[name] for name in mean}",
             "{name: target[name] + mean[name] for name in mean}",
             "the guard's distance is a sum",
         ),

@@ -133,7 +133,7 @@ PRODUCTS: list[Mutation] = [
     *errors_in(
         "inner_products.py",
         (
-            "for x, y in walk(xp, piece, plan):\n                total = total + _weighted(x @ y.T, piece)",
+            "for x, y in gradient_blocks(xp, piece, plan):\n                total = total + _weighted(x @ y.T, piece)",
             "for x, y in list(walk(xp, piece, plan))[:1]:\n                total = total + _weighted(x @ y.T, piece)",
             "all blocks but the first are skipped",
         ),

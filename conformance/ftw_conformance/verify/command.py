@@ -98,7 +98,7 @@ def verify(
 
 
 def _takes_long(backend: Backend, case: Case | Refusal, dtype: str) -> bool:
-    """Tell whether a case is left to ``--full``."""
+    """Return whether a case is left to ``--full``."""
     if not any(fnmatchcase(case.name, pattern) for pattern in backend.quick):
         return True
     if not backend.compiles or isinstance(case, Refusal):
