@@ -6,7 +6,7 @@ THREADS ?= 1
 PYTHON_IS_NEW = @$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.exit(None if sys.version_info >= (3, 11) \
 	else "error: ftw needs Python 3.11 or newer, and $(PYTHON) is " + v + ": make PYTHON=python3.12 ...")'
 
-.PHONY: demo check test test-slow test-transformers-4 bench real-data docs format lint types clean
+.PHONY: demo check test test-slow test-transformers-4 bench bench-gpu real-data docs format lint types clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/python -m ftw_torch.demo
@@ -25,6 +25,9 @@ test-slow: $(VENV)/test.stamp
 
 bench: $(VENV)/test.stamp
 	$(BIN)/python -m ftw_conformance bench
+
+bench-gpu: $(VENV)/test.stamp
+	$(BIN)/python -m ftw_conformance bench gpu
 
 real-data: $(VENV)/test.stamp
 	$(BIN)/python -m ftw_conformance real-data

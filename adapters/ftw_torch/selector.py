@@ -325,14 +325,17 @@ class FilterThenWeight:
         asked = min(n, asked + (steps - 1) * keep) if asked else 0  # covers the shortlists of later selections
         captures = asked > 0 or not forward
         with torch.no_grad(), ambient.off(), uncompiled() if not forward else nullcontext():
-            if captures:
+            audited = captures and memory.learned.plan is None  # a plan is compared with autograd by itself
+            if audited:
                 with uncompiled():
                     self._audit(ambient, parameters, pool, target)
             planned = self._planned(passes, parameters, pool, target)
             if memory.learned.departed:
-                memory.learned.departed = False
+                memory.learned.departed, audited = False, False
                 memory.audits.compared.clear()
-                self._audit(ambient, parameters, pool, target)
+            if captures and planned is None and not audited:
+                with uncompiled():
+                    self._audit(ambient, parameters, pool, target)
             pool_pass, aim, operators = planned or self._discovered(passes, parameters, pool, target, keep)
             memory.learned.settle()
             order = None if grouped is None else functools.partial(grouped.order, keep)

@@ -26,6 +26,7 @@ COMMANDS = {
     "bench torch": Command(
         "bench.torch_step", "time and memory of the PyTorch adapter beside plain steps", ("torch",), "torch"
     ),
+    "bench gpu": Command("bench.torch_gpu", "both routes of the PyTorch adapter, on one GPU", ("torch",), "torch"),
     "bench forward": Command("bench.forward", "how well forward passes rank candidates, by dtype", ("torch",), "torch"),
     "bench jax": Command("bench.jax_step", "time and memory of the JAX adapter", ("jax", "optax"), "jax"),
     "efficacy": Command("efficacy", "methods of selection side by side, on paired seeds"),

@@ -1,6 +1,8 @@
 """The ways to walk a pool give the same answer, and keep what they say: records, Gram matrices, solver, benchmark."""
 
+import json
 import logging
+import warnings
 
 import ftw_compiled
 import pytest
@@ -323,3 +325,18 @@ def test_the_benchmark_runs():
             torch.testing.assert_close(updates[name], updates["top_k"], rtol=1e-4, atol=1e-5)
         for name in ("default_pieces", "two_pass_default", "loop_default"):
             torch.testing.assert_close(updates[name], updates["default"], rtol=1e-4, atol=1e-5)
+
+
+def test_the_benchmark_for_a_gpu_runs(tmp_path, capsys):
+    from ftw_conformance.bench import torch_gpu
+
+    with warnings.catch_warnings():
+        assert torch_gpu.main(["--tiny", "--rounds", "1", "--json", str(tmp_path / "figures.json")]) == 0
+    printed = capsys.readouterr().out
+    assert all(f"tiny{kind}, T=8" in printed for kind in ("", "-lora", "-encoder"))
+    rows = json.loads((tmp_path / "figures.json").read_text())["rows"]
+    ops = {(row["model"], row["step"], row["n"]): row["calls"]["ops"] for row in rows}
+    for model, n in (("tiny", 32), ("tiny-lora", 4), ("tiny-encoder", 64)):
+        assert ops[model, "top_k", n] < ops[model, "top_k_discovered", n]
+    assert torch_gpu.main(["--tiny", "--seconds", "0"]) == 0
+    assert capsys.readouterr().out.count("left out") == 4

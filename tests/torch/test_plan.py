@@ -127,6 +127,15 @@ def test_exact_against_autograd(t, tied, norm):
     assert steps(selector) == 2
 
 
+@pytest.mark.parametrize("options", [{}, {"guard": 0.3}, {"filter": "top_k", "weight": "uniform"}], ids=str)
+def test_losses_of_a_coarser_dtype(options):
+    """As where a model in float64 takes its losses in float32: what is made of gradients stays float64."""
+    selector = make(net(), loss=lambda m, x: models.lm_loss(m, x).float(), **options)
+    for _ in range(3):
+        exact(selector, tokens(9), tokens(4))
+    assert steps(selector) == 3
+
+
 def test_rows_of_numbers():
     """Inputs without a token axis, and classes beside them."""
     torch.manual_seed(0)
@@ -146,6 +155,54 @@ def test_conv1d_of_transformers():
     selector = make(model)
     exact(selector, tokens(9), tokens(4))
     assert steps(selector) == 1
+
+
+def positions_of(shape):
+    """Return a way through the net that adds positions, numbers (t,) or (1, t)."""
+
+    def way(m, h):
+        t = h.shape[1]
+        return h + m.places(torch.arange(t).reshape((1, t) if shape == 2 else (t,)))
+
+    return way
+
+
+@pytest.mark.parametrize("shape", [1, 2])
+def test_positions_that_all_samples_share(shape):
+    """As many positions as samples too, of the pass or of the few that are compared; t = 3 is left to discovery."""
+    model = net()
+    model.places = nn.Embedding(16, 8).double()
+    model.way = positions_of(shape)
+    selector = make(model)
+    for t in (7, 9, 13, 4, 12, 3, 1, 7):
+        exact(selector, tokens(9, t), tokens(4, t))
+        if t == 12:
+            assert steps(selector) == 5
+
+
+def test_positions_first_seen_as_many_as_samples():
+    model = net()
+    model.places = nn.Embedding(16, 8).double()
+    model.way = positions_of(1)
+    selector = make(model)
+    for t, length in ((13, 13), (9, 9), (4, 9), (9, 4)):
+        exact(selector, tokens(9, t), tokens(4, length))
+    assert steps(selector) == 4
+
+
+def test_positions_that_cannot_be_given_to_each_sample():
+    def way(m, h):
+        places = m.places(torch.arange(h.shape[1]))
+        return h + places.view(h.shape[1], 8)
+
+    model = net()
+    model.places = nn.Embedding(16, 8).double()
+    model.way = way
+    selector = make(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        exact(selector, tokens(9), tokens(4))
+    assert "positions" in selector.memory.learned.reason
 
 
 def test_the_pool_as_its_own_target():

@@ -5,6 +5,7 @@ import traceback
 from pathlib import Path
 
 import torch
+from ftw_torch import FilterThenWeight
 from ftw_torch.trainer import FilterThenWeightTrainer
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, TrainingArguments
 
@@ -142,7 +143,8 @@ def processes(job, folder, world):
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["ftw_torch.trainer", "transformers.trainer"])
-    started = [context.Process(target=told, args=(job, folder, rank)) for rank in range(world)]
+    route = FilterThenWeight.__init__.__kwdefaults__["capture"]  # see conftest.py
+    started = [context.Process(target=told, args=(job, folder, rank, route)) for rank in range(world)]
     for process in started:
         process.start()
     for process in started:
@@ -152,8 +154,9 @@ def processes(job, folder, world):
     return [process.exitcode for process in started], "\n".join(errors)
 
 
-def told(job, folder, rank):
+def told(job, folder, rank, route):
     torch.set_num_threads(1)
+    FilterThenWeight.__init__.__kwdefaults__["capture"] = route
     try:
         job(folder, rank)
     except BaseException:

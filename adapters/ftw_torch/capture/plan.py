@@ -56,6 +56,8 @@ class Plan:
         By the identity of the module.
     patterns : set
         Sequences of firings that were compared with autograd.
+    shared : set of int
+        Embeddings of positions, which all samples share, by the identity of the module.
     """
 
     def __init__(self, model: nn.Module, parameters: Mapping[str, nn.Parameter], sites: list[Site]) -> None:
@@ -64,6 +66,7 @@ class Plan:
         self.sites = {id(site.module): site for site in sites}
         self.names = {id(p): name for name, p in parameters.items()}
         self.patterns: set[Any] = set()
+        self.shared: set[int] = set()
         self._modules = list(model.modules())  # held, so that no identity is given away
         self._every = list(model.parameters())
         self._signature = self._look()

@@ -40,6 +40,7 @@ class Firing(NamedTuple):
     site: Site
     inputs: Tensor  # (n, ..., d_in), or row numbers (n, ...)
     output_grads: Tensor  # (n, ..., d_out)
+    shared: bool = False  # by all samples, each of which was given a copy of the output
 
 
 class _Call(NamedTuple):
@@ -49,30 +50,50 @@ class _Call(NamedTuple):
     before: Node | None  # of the input
     after: Node
     edge: Any
+    shared: bool
 
 
 class _Recorder:
     """Notes the calls of a plan's modules while it is installed, for all modules at once."""
 
-    def __init__(self, plan: Plan) -> None:
-        self.sites = plan.sites
+    def __init__(self, plan: Plan, samples: int) -> None:
+        self.sites, self.shared, self.samples = plan.sites, plan.shared, samples
         self.calls: list[_Call] = []
         self.odd: str | None = None
         self.over = False  # the forward is
         self.recomputed = False
 
-    def __call__(self, module: Any, args: Any, out: Any) -> None:
-        """Run after the forward of any module."""
+    def __call__(self, module: Any, args: Any, out: Any) -> Any:
+        """Run after the forward of any module; return its output, one for each sample, where all share one."""
         site = self.sites.get(id(module))
         if site is None:
-            return
+            return None
         if self.over:
             self.recomputed = True
         elif len(args) != 1 or not isinstance(args[0], Tensor) or not isinstance(out, Tensor) or transformed():
             self.odd = f"a {type(module).__name__} is called in an unusual way"
         elif out.requires_grad and out.grad_fn is not None:
-            x = args[0]
-            self.calls.append(_Call(site, x, x._version, x.grad_fn, out.grad_fn, get_gradient_edge(out)))
+            x, before = args[0], args[0].grad_fn
+            shared = site.kind == "rows" and self._is_shared(module, x)
+            if shared:
+                x, out = (y.expand(self.samples, *y.shape[x.ndim - 1 :]) for y in (x, out))
+            self.calls.append(_Call(site, x, x._version, before, out.grad_fn, get_gradient_edge(out), shared))
+            return out if shared else None
+        return None
+
+    def _is_shared(self, module: Any, x: Tensor) -> bool:
+        """Tell whether row numbers (t,) or (1, t) are positions, the same for all samples.
+
+        Where there are as many positions as samples, what the module did with another number of samples decides.
+        """
+        if x.ndim == 0 or x.shape[0] == 0 or (x.ndim == 1 and x.shape[0] == 1) or x.ndim > 2:
+            return False
+        if x.ndim == 2 and x.shape[0] != 1:
+            return False
+        if x.shape[0] == self.samples:
+            return id(module) in self.shared
+        self.shared.add(id(module))
+        return True
 
 
 def fire(plan: Plan, passes: Passes, batch: Any, n: int, what: str) -> tuple[Tensor, list[Firing]]:
@@ -83,13 +104,13 @@ def fire(plan: Plan, passes: Passes, batch: Any, n: int, what: str) -> tuple[Ten
     Departure
         If the pass is not as the plan says; nothing but random generators has moved.
     """
-    recorder = _Recorder(plan)
+    recorder = _Recorder(plan, n)
     buffers = plan.buffers()
     versions = [x._version for x in buffers]
     with torch.enable_grad():
         handle = register_module_forward_hook(recorder)
         try:
-            losses = passes.losses(batch, n, what)
+            losses = _losses(recorder, passes, batch, n, what)
             recorder.over = True
             now = plan.buffers()
             if [id(x) for x in now] != [id(x) for x in buffers] or versions != [x._version for x in now]:
@@ -100,13 +121,22 @@ def fire(plan: Plan, passes: Passes, batch: Any, n: int, what: str) -> tuple[Ten
             handle.remove()
     if recorder.recomputed:
         raise Departure("a part of the forward is run again by the backward, as by a checkpoint")
-    found = [Firing(call.site, call.inputs, g) for call, g in zip(calls, grads, strict=True) if g is not None]
-    return losses.detach(), found
+    pairs = zip(calls, grads, strict=True)
+    return losses.detach(), [Firing(call.site, call.inputs, g, call.shared) for call, g in pairs if g is not None]
+
+
+def _losses(recorder: _Recorder, passes: Passes, batch: Any, n: int, what: str) -> Tensor:
+    try:
+        return passes.losses(batch, n, what)
+    except Exception as error:
+        if any(call.shared for call in recorder.calls):
+            raise Departure(f"positions cannot be given to each sample: {type(error).__name__}: {error}") from error
+        raise
 
 
 def pattern(firings: list[Firing]) -> Any:
     """Return what a pass has in common with others over batches of other sizes."""
-    return tuple((id(firing.site.module), firing.inputs.ndim) for firing in firings)
+    return tuple((id(firing.site.module), firing.inputs.ndim, firing.shared) for firing in firings)
 
 
 def _checked(recorder: _Recorder, losses: Tensor, plan: Plan, n: int) -> list[_Call]:
@@ -134,6 +164,8 @@ def _reached(losses: Tensor, plan: Plan, leaves: set[Node], home: dict[Node, Nod
     while stack:
         node = stack.pop()
         above, here = node.next_functions, home.get(node)
+        if node.name() == "CheckpointFunctionBackward":  # refuses to be asked for particular gradients
+            raise Departure("a part of the forward is run again by the backward, as by a reentrant checkpoint")
         if not above and id(getattr(node, "variable", None)) in plan.names:
             raise Departure(f"{plan.names[id(node.variable)]!r} is used outside of its module")
         for up, _ in above:
@@ -182,7 +214,7 @@ def _enter(call: _Call, leaves: set[Node], home: dict[Node, Node]) -> None:
 
 def records_of(firing: Firing) -> list[tuple[str, Record]]:
     """Return the records of one firing, by parameter."""
-    site, x, g = firing
+    site, x, g, _ = firing
     n = x.shape[0]
     b = g.reshape(n, -1, g.shape[-1])  # (n, t, d_out)
     out: list[tuple[str, Record]] = []
@@ -205,11 +237,11 @@ def records_of(firing: Firing) -> list[tuple[str, Record]]:
     return out
 
 
-def replayed(plan: Plan, passes: Passes, batch: Any, what: str) -> tuple[Tensor, dict[str, Record], Any]:
-    """Return the losses (n,) of a batch, its records, and the pattern of the pass."""
+def replayed(plan: Plan, passes: Passes, batch: Any, what: str) -> tuple[Tensor, dict[str, Record], list[Firing]]:
+    """Return the losses (n,) of a batch, its records, and the firings that they are made from."""
     losses, firings = fire(plan, passes, batch, batches.size(batch, what), what)
     parts: dict[str, list[Record]] = {}
     for firing in firings:
         for name, record in records_of(firing):
             parts.setdefault(name, []).append(record)
-    return losses, {name: merge(found) for name, found in parts.items()}, pattern(firings)
+    return losses, {name: merge(found) for name, found in parts.items()}, firings

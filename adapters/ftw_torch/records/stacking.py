@@ -17,7 +17,7 @@ from .dtypes import promoted
 from .join import merge
 from .stacks import Held, Others, Stack, Vectors, launch_bound
 
-__all__ = ["Part", "hold"]
+__all__ = ["Part", "hold", "is_small"]
 
 
 class Part(NamedTuple):
@@ -99,6 +99,14 @@ def hold(
     return held
 
 
+def is_small(firing: Firing, samples: int) -> bool:
+    """Tell whether a layer that is held with others is bound by its calls, for so many samples."""
+    site, x, g, _ = firing
+    if site.kind not in ("linear", "right") or site.weight is None:
+        return True
+    return launch_bound(samples, math.prod(x.shape[1:-1]), (x.shape[-1], g.shape[-1]), x.device)
+
+
 def _groups(
     parameters: Mapping[str, nn.Parameter], passes: list[_Pass]
 ) -> tuple[dict[Any, list[str]], dict[Any, list[str]], list[str]] | None:
@@ -111,7 +119,7 @@ def _groups(
         if not uses:
             continue
         firing, bias = uses[0][0]
-        site, x, g = firing
+        site, g = firing.site, firing.output_grads
         if len(uses) < len(passes) or any(len(found) > 1 for found in uses) or site.kind == "rows":
             rest.append(name)
             continue
@@ -121,8 +129,7 @@ def _groups(
         elif site.kind == "norm":
             vectors[promoted(g.dtype), site.same, *key].append(name)
         else:
-            samples = passes[0].samples
-            if not launch_bound(samples, math.prod(x.shape[1:-1]), (x.shape[-1], g.shape[-1]), x.device):
+            if not is_small(firing, passes[0].samples):
                 return None
             stacks[site.kind, *key].append(name)
     return stacks, vectors, rest

@@ -30,7 +30,7 @@ from ftw_torch.errors import CaptureWarning, SelectionError
 from ftw_torch.packing import PackedBatch
 from ftw_torch.records.join import join
 
-__all__ = ["Audits", "agrees", "audit", "dtypes_of", "same_state", "tolerance"]
+__all__ = ["MAX_SAMPLES", "Audits", "agrees", "audit", "dtypes_of", "same_state", "tolerance"]
 
 MAX_SAMPLES = 3  # enough to tell samples apart; an audit must not take more memory than a step
 

@@ -22,10 +22,10 @@ from ftw_torch.capture.replay import Departure, Firing, fire, pattern, replayed
 from ftw_torch.errors import PlanWarning
 from ftw_torch.options import Options
 from ftw_torch.records.join import seen
-from ftw_torch.records.stacking import hold
+from ftw_torch.records.stacking import hold, is_small
 from ftw_torch.records.stacks import Held, Stack, Vectors
 
-from .audit import agrees
+from .audit import MAX_SAMPLES, agrees
 from .planned import Lengths, PlannedPass
 from .target import Target
 from .together import Together
@@ -33,6 +33,8 @@ from .together import Together
 __all__ = ["Learned", "may_plan"]
 
 log = logging.getLogger("ftw_torch")
+
+TOO_FEW = "a batch is no larger than what is compared"  # an axis of that length by chance would not show
 
 Geometry = Callable[[dict[str, Tensor]], dict[str, Operator]]
 
@@ -60,7 +62,7 @@ class Learned:
         self._again = False  # the model has changed: learn at the next use
         self._rest = False  # this step is for discovery
         self.together = Together()
-        self._failure: Exception | None = None  # of this step, by the plan
+        self._failure: str | None = None  # of this step, by the plan; words, since an error holds on to memory
         self._given_up = False
         self._largest: int | None = None  # elements of a pool at which layers are no longer bound by their calls
 
@@ -115,8 +117,8 @@ class Learned:
         except Departure as departure:
             self._forget(str(departure))
         except Exception as error:  # the batch's fault, then discovery raises it too, or the plan's: see `settle`
-            self._failure = error
-            self._forget(f"{type(error).__name__}: {error}")
+            self._failure = f"{type(error).__name__}: {error}"
+            self._forget(self._failure)
         if found is None:
             randomness.rewind()
         else:
@@ -125,12 +127,12 @@ class Learned:
 
     def settle(self) -> None:
         """Warn if the plan failed in a step that discovery has made, and make no other."""
-        error, self._failure = self._failure, None
-        if error is not None:
+        failure, self._failure = self._failure, None
+        if failure is not None:
             self._given_up = True
             warnings.warn(
                 "a step by the learned plan of the model failed; discovery makes this one and all others, exact but "
-                f"slower: {type(error).__name__}: {error}",
+                f"slower: {failure}",
                 PlanWarning,
                 stacklevel=4,
             )
@@ -154,12 +156,14 @@ class Learned:
     ) -> tuple[PlannedPass, Target, dict[str, Operator]] | None:
         n = batches.size(pool, "pool")
         m = n if target is None else batches.size(target, "target")
+        if (power or not plan.patterns) and not self._compare(plan, passes, pool, target, (n, m)):
+            self._note_largest(pool)
+            return None
         both = None
         if target is not None:
             both = self.together.batch(passes, parameters, plan.buffers(), pool, target, (n, m), due=power)
-        sizes = [n] if target is None else [n + m] if both is not None else [m, n]
-        if power or not plan.patterns:
-            self._compare(plan, passes, pool, target, sizes)
+        if both is None and {min(n, MAX_SAMPLES), min(m, MAX_SAMPLES)} & {n, m}:
+            raise Departure(TOO_FEW)
         randomness, joint = Randomness(parameters), None
         if both is not None:
             joint = self._joint(plan, passes, both, n + m)
@@ -181,14 +185,14 @@ class Learned:
             losses, first = fire(plan, passes, pool, n, "pool")
         found = {pattern(firings) for firings in (first, second) if firings is not None}
         if not found <= plan.patterns:
-            self._compare(plan, passes, pool, target, sizes)
+            self._compare(plan, passes, pool, target, (n, m))
             if not found <= plan.patterns:
                 raise Departure("other modules are called than for a few samples")
         held = hold(
             parameters, (first, n if second is not None else n + m), None if second is None else (second, m), n, m
         )
         if held is None:
-            self._largest = min(_elements(pool), self._largest or _elements(pool))
+            self._note_largest(pool)
             return None
         mean: dict[str, Tensor] = {}
         for part in held:
@@ -214,21 +218,30 @@ class Learned:
             self.together.apart(f"{type(error).__name__}: {error}")
             return None
 
-    def _compare(self, plan: Plan, passes: Passes, pool: Any, target: Any, sizes: Sequence[int]) -> None:
-        """Compare the records of a few samples with autograd's gradients; add the patterns seen."""
-        found = set()
+    def _note_largest(self, pool: Any) -> None:
+        self._largest = min(_elements(pool), self._largest or _elements(pool))
+
+    def _compare(self, plan: Plan, passes: Passes, pool: Any, target: Any, sizes: tuple[int, int]) -> bool:
+        """Compare the records of a few samples with autograd's gradients; add the patterns seen.
+
+        False if a layer is not bound by its calls, for a pool and a target of these sizes.
+        """
+        found, bound = set(), True
 
         def capture(parameters: Any, few: Any, what: str) -> Any:
             del parameters
-            losses, records, seen_here = replayed(plan, passes, few, what)
-            if any(size == len(losses) for size in sizes):  # an axis of that length by chance would not show
-                raise Departure("a batch is no larger than what is compared")
-            found.add(seen_here)
+            nonlocal bound
+            losses, records, firings = replayed(plan, passes, few, what)
+            if len(losses) == sum(sizes):
+                raise Departure(TOO_FEW)
+            found.add(pattern(firings))
+            bound = bound and all(is_small(firing, sum(sizes)) for firing in firings)
             return losses, records
 
         if not agrees(capture, passes.losses, plan.parameters, pool, target, plan.buffers()):
             raise Departure("the records disagree with autograd's gradients")
         plan.patterns |= found
+        return bound
 
 
 def _require_elementwise(held: Sequence[Held], operators: Mapping[str, Operator]) -> None:

@@ -62,7 +62,7 @@ class PlannedPass:
         update: dict[str, Tensor] = {}
         if not pairs:
             return {name: p.detach().new_zeros(p.shape) for name, p in self.parameters.items()}
-        like, device = promoted(self.losses.dtype), self.losses.device
+        like, device = self.scores.dtype, self.losses.device  # losses may be narrower than gradients
         chosen = torch.tensor([i for i, _ in pairs]).to(device, non_blocking=True)
         shares = torch.tensor([w for _, w in pairs], dtype=like).to(device, non_blocking=True)
         for part in self.held:

@@ -1,1 +1,1 @@
-"""``python -m ftw_conformance bench qp | torch | forward | jax``: time and memory beside peers and plain steps."""
+"""``python -m ftw_conformance bench qp | torch | gpu | forward | jax``: time and memory, and those of peers."""

@@ -1,4 +1,4 @@
-"""Models of the PyTorch benchmark: a GPT, a Llama-shaped model, LoRA on either; random weights, no downloads."""
+"""Models of the PyTorch benchmark: GPT, Llama, an encoder, LoRA on the first two; random weights, no downloads."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["GPT", "Llama", "LoRA", "add_lora", "lm_loss"]
+__all__ = ["GPT", "Encoder", "Llama", "LoRA", "add_lora", "class_loss", "lm_loss"]
 
 
 class GPT(nn.Module):
@@ -103,6 +103,45 @@ class Llama(nn.Module):
         return out
 
 
+class Encoder(nn.Module):
+    """BERT's order: learned positions, LayerNorm after each half of a block; the mean over tokens, and two classes."""
+
+    def __init__(self, vocabulary: int, d: int, layers: int, t: int, heads: int, hidden: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.tokens, self.positions = nn.Embedding(vocabulary, d), nn.Embedding(t, d)
+        self.norm = nn.LayerNorm(d)
+        self.blocks = nn.ModuleList(
+            nn.ModuleDict(
+                {
+                    "q": nn.Linear(d, d),
+                    "k": nn.Linear(d, d),
+                    "v": nn.Linear(d, d),
+                    "out": nn.Linear(d, d),
+                    "norm1": nn.LayerNorm(d),
+                    "up": nn.Linear(d, hidden),
+                    "down": nn.Linear(hidden, d),
+                    "norm2": nn.LayerNorm(d),
+                }
+            )
+            for _ in range(layers)
+        )
+        self.head = nn.Linear(d, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits (n, 2) of tokens (n, t)."""
+        n, t = x.shape
+        h = self.norm(self.tokens(x) + self.positions(torch.arange(t, device=x.device)))  # (n, t, d)
+        for module in self.blocks:
+            b: Any = module
+            q, k, v = (b[name](h).view(n, t, self.heads, -1).transpose(1, 2) for name in "qkv")  # (n, heads, t, d/h)
+            a = F.scaled_dot_product_attention(q, k, v)
+            h = b["norm1"](h + b["out"](a.transpose(1, 2).reshape(n, t, -1)))
+            h = b["norm2"](h + b["down"](F.gelu(b["up"](h))))
+        out: Tensor = self.head(h.mean(1))
+        return out
+
+
 class LoRA(nn.Module):
     """A frozen linear layer with a trained update of low rank."""
 
@@ -135,3 +174,8 @@ def lm_loss(model: nn.Module, batch: Tensor) -> Tensor:
     n, t, size = logits.shape
     losses = F.cross_entropy(logits.reshape(n * t, size), batch[:, 1:].reshape(-1), reduction="none")
     return losses.view(n, t).mean(1)
+
+
+def class_loss(model: nn.Module, batch: Tensor) -> Tensor:
+    """Return each sequence's loss (n,) of the class that its last number says, for tokens (n, t + 1)."""
+    return F.cross_entropy(model(batch[:, :-1]), batch[:, -1] % 2, reduction="none")

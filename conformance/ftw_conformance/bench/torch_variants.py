@@ -159,14 +159,14 @@ def walked(setup: Setup, **options: Any) -> Step:
 STEPS: dict[str, Callable[[Setup], Step]] = {
     "plain_pool": plain,
     "plain_k": lambda setup: plain(setup, keep=True),
-    "top_k": lambda setup: ours(setup, **TOP_K),
+    "top_k": lambda setup: ours(setup, capture="learned", **TOP_K),
     "top_k_pieces": lambda setup: walked(setup, **TOP_K),
-    "default": lambda setup: ours(setup, guard=0),
+    "default": lambda setup: ours(setup, capture="learned", guard=0),
     "default_pieces": lambda setup: walked(setup, guard=0),
-    "default_guard": ours,
-    "top_k_learned": lambda setup: ours(setup, capture="learned", **TOP_K),
-    "default_learned": lambda setup: ours(setup, capture="learned", guard=0),
-    "default_guard_learned": lambda setup: ours(setup, capture="learned"),
+    "default_guard": lambda setup: ours(setup, capture="learned"),
+    "top_k_discovered": lambda setup: ours(setup, capture="discover", **TOP_K),
+    "default_discovered": lambda setup: ours(setup, guard=0, capture="discover"),
+    "default_guard_discovered": lambda setup: ours(setup, capture="discover"),
     "two_pass": lambda setup: ours(setup, mode="two_pass", **TOP_K),
     "two_pass_default": lambda setup: ours(setup, mode="two_pass", guard=0),
     "forward": lambda setup: ours(setup, score="forward", **TOP_K),
@@ -189,7 +189,7 @@ def limits(
     both = 1 + v / n
     if name == "forward":
         return 1.10 * (2 / 3 + v / n + k / n), None
-    if model == "lora":
+    if "lora" in model:
         return (1.12 * both, 1.15 * both) if name.startswith(("top_k", "default")) else (None, None)
     floor = both + k / (3 * n)
     if name.startswith("top_k"):
