@@ -11,6 +11,8 @@ from ftw_torch.capture.mixing import Mixing
 from plan_net import VOCABULARY, net, tokens
 from torch import nn
 
+pytestmark = pytest.mark.filterwarnings("ignore::ftw_torch.errors.BatchingWarning")  # said of such losses, rightly
+
 IGNORED = -100
 
 

@@ -13,9 +13,12 @@ import json
 import sys
 import time
 import warnings
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+
+from ftw.command_line import Parser, check_output
 
 from .torch_calls import Calls
 from .torch_step import measure, sizes, where
@@ -51,12 +54,17 @@ WARM = 4  # uses of a selector before the clock starts: audits come at powers of
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command."""
-    parser = argparse.ArgumentParser(prog="ftw_conformance bench gpu", description=__doc__)
+    parser = Parser(prog="python -m ftw_conformance bench gpu", description=__doc__)
     parser.add_argument("--tiny", action="store_true", help="a few thousand parameters, on the CPU")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=SECONDS, help="no setting begins later than this")
     parser.add_argument("--json", metavar="FILE", help="write the figures there as well")
     given = parser.parse_args(argv)
+    if given.json:
+        try:
+            check_output(Path(given.json), "--json")
+        except OSError as error:
+            parser.error(str(error))
     if not given.tiny and not torch.cuda.is_available():
         print("no GPU here: --tiny runs on the CPU")
         return 2
