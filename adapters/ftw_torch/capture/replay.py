@@ -77,7 +77,8 @@ class _Recorder:
             shared = site.kind == "rows" and self._is_shared(module, x)
             if shared:
                 x, out = (y.expand(self.samples, *y.shape[x.ndim - 1 :]) for y in (x, out))
-            self.calls.append(_Call(site, x, x._version, before, out.grad_fn, get_gradient_edge(out), shared))
+            after: Any = out.grad_fn
+            self.calls.append(_Call(site, x, x._version, before, after, get_gradient_edge(out), shared))
             return out if shared else None
         return None
 

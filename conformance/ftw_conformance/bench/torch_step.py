@@ -94,7 +94,8 @@ def sizes(options: argparse.Namespace, t: int) -> tuple[int, int, int, int]:
 def setup(options: argparse.Namespace, t: int) -> tuple[Setup, int]:
     """Return a model with its optimizer, and the size of its vocabulary."""
     torch.manual_seed(0)
-    base = LORA.get(options.model, options.model)
+    model_name: str = options.model
+    base = LORA.get(model_name, model_name)
     vocabulary, d, layers, *rest = SIZES[base]
     with torch.device(options.device):
         if base == "gpt":
@@ -103,7 +104,7 @@ def setup(options: argparse.Namespace, t: int) -> tuple[Setup, int]:
             model = Encoder(vocabulary, d, layers, t, *rest)
         else:
             model = Llama(vocabulary, d, layers, *rest)
-        if options.model in LORA:
+        if model_name in LORA:
             add_lora(model, 8)
     model = model.to(options.device, torch.bfloat16 if options.dtype == "bf16" else torch.float32)
     _, _, k, s = sizes(options, t)
