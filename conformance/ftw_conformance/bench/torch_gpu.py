@@ -103,9 +103,10 @@ def table(options: argparse.Namespace, t: int) -> list[dict[str, Any]]:
     begin = time.perf_counter()
     ratios, calls = measure(options, t, warm=WARM)
     floor = 1 + v / n + k / (3 * n)
+    gram = floor + (s + s * s / t) / (3 * n)
     print(
         f"\n{options.model}, T={t} N={n} V={v} k={k} shortlist={s}, {options.dtype}, {where(options)}: a plain step "
-        f"takes {1e3 * ratios['seconds']:.3g} ms; floor of top-k {floor:.2f}, of the default {floor + s / (3 * n):.2f} "
+        f"takes {1e3 * ratios['seconds']:.3g} ms; floor of top-k {floor:.2f}, of the default {gram:.2f} "
         f"({time.perf_counter() - begin:.0f} s)"
     )
     print(f"{'time / plain':16} {'before':>7} {'after':>7}    {'ops':>13} {'kernels':>13} {'host ms':>15}")

@@ -225,7 +225,7 @@ def table(options: argparse.Namespace, t: int) -> list[dict[str, Any]]:
     for name, ratio in ratios.items():
         if name == "seconds":
             continue
-        time_limit, memory_limit = limits(name, options.model, n, v, k, s, ratios)
+        time_limit, memory_limit = limits(name, options.model, n, v, k, s, t, ratios)
         memory = None if not plain else (plain if name == "plain_pool" else fresh(options, t, name))
         own = name not in ("plain_pool", "plain_k")
         relative = None if memory is None else memory / plain

@@ -178,24 +178,24 @@ STEPS: dict[str, Callable[[Setup], Step]] = {
 
 
 def limits(
-    name: str, model: str, n: int, v: int, k: int, s: int, ratios: Mapping[str, float]
+    name: str, model: str, n: int, v: int, k: int, s: int, t: int, ratios: Mapping[str, float]
 ) -> tuple[float | None, float | None]:
     """Return the time and memory that are asked of a step, as ratios to the plain step over the pool.
 
-    The floor is that of composing the update from factors, ``1 + V/N + k/3N``, and ``shortlist/3N`` for a Gram
-    matrix; the guard adds the lengths of the target's gradients, ``V/3N``. Scores by forward passes are two thirds of a
-    plain step, and the k are trained by a plain one.
+    The floor is that of composing the update from factors, ``1 + V/N + k/3N``, and ``s/3N + s^2/3NT`` for the Gram
+    matrix of a shortlist of s; the guard adds the lengths of the target's gradients, ``V/3N``. Scores by forward passes
+    are two thirds of a plain step, and the k are trained by a plain one.
     """
     both = 1 + v / n
     if name == "forward":
         return 1.10 * (2 / 3 + v / n + k / n), None
     if "lora" in model:
         return (1.12 * both, 1.15 * both) if name.startswith(("top_k", "default")) else (None, None)
-    floor = both + k / (3 * n)
+    floor, gram = both + k / (3 * n), (s + s * s / t) / (3 * n)
     if name.startswith("top_k"):
         return min(1.08 * floor, 0.92 * ratios.get("two_pass", 9.9)), 1.15 * both
     if name in ("default", "default_pieces"):
-        return 1.10 * (floor + s / (3 * n)), 1.22 * both
+        return 1.10 * (floor + gram), 1.22 * both
     if name == "default_guard":
-        return 1.10 * (floor + s / (3 * n) + v / (3 * n) + 1 / 24), 1.22 * both
+        return 1.10 * (floor + gram + v / (3 * n) + 1 / 24), 1.22 * both
     return None, None
