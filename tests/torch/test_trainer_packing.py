@@ -99,6 +99,8 @@ def ragged(samples):
 
 def flattened(path, model=None, collator=None, **kwargs):
     collator = DataCollatorWithFlattening(return_flash_attn_kwargs=True) if collator is None else collator
+    model = gpt() if model is None else model
+    model.config.use_cache = False  # transformers 4.57 lets documents look at each other where there is a cache
     return trainer(
         path, model, Watched, train=ragged(TRAIN), target=ragged(TARGET), data_collator=collator, **kwargs
     )  # fmt: skip

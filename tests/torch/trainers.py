@@ -136,7 +136,7 @@ def opposite():
     return Line(), train, target
 
 
-def processes(job, folder, world):
+def processes(job, folder, world, timeout=120):
     """Run ``job(folder, rank)`` in fresh processes; return their exit codes and what they raised.
 
     They are forked from one that has imported the trainer, and so do not import it again.
@@ -148,7 +148,7 @@ def processes(job, folder, world):
     for process in started:
         process.start()
     for process in started:
-        process.join(timeout=120)
+        process.join(timeout=timeout)
         process.kill()
     errors = [path.read_text() for path in sorted(Path(folder).glob("*.error"))]
     return [process.exitcode for process in started], "\n".join(errors)

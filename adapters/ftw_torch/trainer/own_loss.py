@@ -17,6 +17,7 @@ from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from ftw_torch import batches
+from ftw_torch.capture.passes import uncompiled
 from ftw_torch.errors import SelectionError
 
 from .documents import IGNORED, Documents, entries
@@ -53,6 +54,7 @@ def own_losses(trainer: Any, model: nn.Module, inputs: Any) -> tuple[Followed, T
     owners: Owners = ByToken(inputs) if by_token else ByRow(n, _label_sizes(trainer, model, laid_out))
     mode = PerSample(owners)
     with ExitStack() as stack:
+        stack.enter_context(uncompiled())  # a compiled graph hides the functions that are followed
         stack.enter_context(_apart(trainer, model, mode))
         called: Any = _Unfused(model, mode, paired) if _is_trl(trainer) else model
         with mode:
@@ -93,7 +95,7 @@ def refuse_another_loss(trainer: Any, model: nn.Module, inputs: Any) -> tuple[An
     training = {m: m.training for m in model.modules()}
     model.eval()
     try:
-        with quiet(trainer), trainer.accelerator.autocast():
+        with quiet(trainer), trainer.accelerator.autocast(), uncompiled():
             found, counts = own_losses(trainer, model, some)
             wrong: LossError | None = None
             for i, place in enumerate(places):
