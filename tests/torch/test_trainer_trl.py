@@ -118,7 +118,8 @@ def preferences(n, seed):
 
 def rewards(seed=0):
     torch.manual_seed(seed)
-    config = LlamaConfig(**{**llama().config.to_dict(), "num_labels": 1, "pad_token_id": 0})
+    given = {name: x for name, x in llama().config.to_dict().items() if name not in ("id2label", "label2id")}
+    config = LlamaConfig(**{**given, "num_labels": 1, "pad_token_id": 0})
     return LlamaForSequenceClassification(config)
 
 
