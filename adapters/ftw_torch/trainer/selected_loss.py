@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -97,6 +98,9 @@ class SelectedLoss:
         counts = self.counts(inputs)
         if counts is None:
             raise ValueError("loss_unit='token' needs labels (n, t) of ints; use loss_unit='sample'")
+        smoother = self.trainer.label_smoother
+        if smoother is not None and "num_items_in_batch" not in inspect.signature(type(smoother).__call__).parameters:
+            items = None  # before transformers 5.15 smoothing divides by the labels of the batch itself
         n = len(counts)
         total = counts.sum() if items is None else torch.as_tensor(items, device=counts.device) / steps
         if items is not None and getattr(self.trainer.args, "average_tokens_across_devices", False):
