@@ -208,6 +208,12 @@ def test_several_steps_failures_and_bytes():
         assert most <= 2
         assert sent["parameters"] == gathered
         assert sent["target"] + sent["update"] == reduced
+        # docs/sharded.md: a rank's rows are 4, 3 and 2 of 7, 6 and 3; one micro-batch of each kind
+        held = 8 * (4 * (5 + 1) + 3 * (7 + 1) + 2 * (6 + 1))
+        assert sent["parameters"] == (2 + 2 + 2) * held
+        assert sent["target"] == sent["update"] == WORLD * held
+        assert sent["scores"] == 8 * (2 * 7 + 3)  # the most candidates of a rank, and the most target samples
+        assert "state" not in sent
     for one, two in zip(found[0]["faults"], found[1]["faults"], strict=True):
         assert "rank 1: KeyError: 'mine'" in one[0]
         assert two[0] == "'mine'"

@@ -2,8 +2,10 @@
 
 import datetime
 import os
+import runpy
 import socket
 import time
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -18,6 +20,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.optim import Adafactor, Muon
 
+EXAMPLE = Path(__file__).parents[2] / "examples/fsdp2_loop.py"
 BF16 = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
 
 
@@ -51,7 +54,10 @@ def rows_and_columns(rank):
 
 def chosen(rank, model, optimizer, loss, pool, target):
     make = FilterThenWeight if rank is None else DistributedFilterThenWeight
-    selection = make(model, optimizer, loss, keep=4, score_step=1e-2, **FORWARD).backward(*halves(rank, pool, target))
+    selector = make(model, optimizer, loss, keep=4, score_step=1e-2, **FORWARD)
+    selection = selector.backward(*halves(rank, pool, target))
+    if rank is not None:  # whole matrices are gathered for Muon alone
+        assert ("state" in selector.sent) == (type(optimizer) is Muon)
     return selection.indices.tolist(), {"scores": selection.scores.tolist(), **grads(model)}
 
 
@@ -84,7 +90,10 @@ def mixed(rank):
 
 
 def everything(rank):
-    return {"muon": matrices(rank), "adafactor": rows_and_columns(rank), "mixed": mixed(rank)}
+    found = {"muon": matrices(rank), "adafactor": rows_and_columns(rank), "mixed": mixed(rank)}
+    if rank is not None:
+        found["example"] = runpy.run_path(str(EXAMPLE))["main"]()
+    return found
 
 
 def test_matrix_optimizers_and_mixed_precision():
@@ -96,6 +105,9 @@ def test_matrix_optimizers_and_mixed_precision():
         for rank in range(WORLD):
             assert found[rank][name][0] == expected[name][0]
             close(found[rank][name][1], expected[name][1], 1e-10)
+    first, last = found[0]["example"]
+    assert last < 0.8 * first
+    assert found[1]["example"] == (first, last)
     scores, doubled = found[0]["mixed"]
     assert doubled
     ours, exact = torch.tensor(scores), torch.tensor(expected["mixed"])

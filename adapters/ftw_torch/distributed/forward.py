@@ -13,6 +13,7 @@ be whole there.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 from collections.abc import Mapping, Sequence
@@ -75,7 +76,7 @@ def forward_candidates(
     mean = {name: mean[name] if name in mean else torch.zeros_like(p.detach()) for name, p in parameters.items()}
     wide = _widest(exchange, losses)
     losses = exchange.rows(sharding.same(losses.to(wide))[:, None], [c[1] for c in counts], "scores")[:, 0]  # (m,)
-    geometry = ShardedGeometry(optimizer, parameters, mean, options.damping)
+    geometry = ShardedGeometry(optimizer, parameters, mean, options.damping, functools.partial(exchange.count, "state"))
     direction = {name: geometry.apply(name, g) for name, g in mean.items()}
     decrease = sum_over(sharding, {name: _dot(mean[name], d) for name, d in direction.items()})  # ()
 

@@ -8,7 +8,7 @@ response is formed again where it is asked for again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -38,11 +38,8 @@ class ShardedGeometry:
         g_T, in the shards of its parameter.
     damping : float
         As in `geometry`.
-
-    Attributes
-    ----------
-    gathered : int
-        Bytes that this rank put into gathering whole matrices so far.
+    note : callable
+        Given the bytes that this rank puts into gathering a parameter with its state and gradients.
     """
 
     def __init__(
@@ -51,11 +48,12 @@ class ShardedGeometry:
         parameters: Mapping[str, Tensor],
         anticipate: Mapping[str, Tensor],
         damping: float,
+        note: Callable[[int], None],
     ) -> None:
         self.parameters, self.anticipate, self.damping = parameters, anticipate, damping
         self.optimizer = optimizer
         self.readings = readings(optimizer, parameters)
-        self.gathered = 0
+        self.note = note
         self._known: dict[str, Operator] = {}
 
     def apply(self, name: str, g: Tensor) -> Tensor:
@@ -67,7 +65,7 @@ class ShardedGeometry:
             found: Tensor = self._known[name].apply(g.to(_wide(g)))
             return found
         state = reading.state(p)
-        self.gathered += part_bytes(p) + sum(map(part_bytes, state.values())) + 2 * part_bytes(g)
+        self.note(part_bytes(p) + sum(map(part_bytes, state.values())) + 2 * part_bytes(g))
         operator = self._operator(reading, gathered(p), gathered(state), gathered(self.anticipate[name]))
         return cut_as(operator.apply(gathered(g).to(_wide(g))), p)
 
