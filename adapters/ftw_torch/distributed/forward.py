@@ -37,7 +37,7 @@ from ftw_torch.step.forward_scores import forward_length, shifted
 from .collectives import Exchange, Layouts, rank_names
 from .gram import by_rank, gram_of_ranks
 from .passes import RankPasses, cut
-from .sharding import Sharding, local_part
+from .sharding import Sharding, local_part, redistributed
 
 __all__ = ["ForwardCandidates", "forward_candidates"]
 
@@ -164,7 +164,7 @@ class ForwardCandidates:
         out = {name: g * (1 - a) for name, g in update.items()}
         for name in self.used:
             out[name] = out[name] + a * self.mean[name] if name in out else a * self.mean[name]
-        return out
+        return {name: redistributed(g, self.parameters[name]) for name, g in out.items()}
 
     def _sum(self, indices: Tensor, weights: Tensor) -> dict[str, Tensor]:
         """Return ``{name: sum_i w_i g_i}`` over candidates of all ranks, by an ordinary backward."""

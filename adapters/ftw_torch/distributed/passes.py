@@ -109,7 +109,11 @@ class RankPasses:
     def _reduced(self, total: dict[str, Tensor], what: str) -> tuple[dict[str, Tensor], set[str]]:
         """Return the sums over the ranks, and which parameters any rank used."""
         factors = self.sharding.factors
-        out = {name: g * factors[name] for name, g in total.items() if name in factors}
+        out = {
+            name: redistributed(g * factors[name], self.parameters[name])
+            for name, g in total.items()
+            if name in factors
+        }
         apart = [name for name in self.parameters if name not in factors]
         used = set(out)
         if apart and self.exchange.world > 1:

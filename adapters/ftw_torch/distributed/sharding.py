@@ -235,7 +235,10 @@ def fsdp_modules(model: nn.Module) -> list[Any]:
 
 
 def redistributed(g: Tensor, p: Tensor) -> Tensor:
-    """Return a gradient in the placements of its parameter: autograd may leave sums over ranks pending."""
+    """Return a gradient in the placements of its parameter.
+
+    Autograd may leave sums over ranks pending, and arithmetic gathers what has fewer rows than there are ranks.
+    """
     placements: Any = getattr(p, "placements", None)
     if placements is None or g.placements == placements:  # type: ignore[attr-defined]
         return g

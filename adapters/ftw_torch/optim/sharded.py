@@ -62,8 +62,11 @@ class ShardedGeometry:
         if not hasattr(p, "placements") or _by_shard(reading):
             if name not in self._known:
                 self._known[name] = self._operator(reading, p, reading.state(p), self.anticipate[name])
-            found: Tensor = self._known[name].apply(g.to(_wide(g)))
-            return found
+            found: Any = self._known[name].apply(g.to(_wide(g)))
+            if hasattr(g, "placements"):  # arithmetic gathers what has fewer rows than there are ranks
+                found = found.redistribute(placements=g.placements)
+            out: Tensor = found
+            return out
         state = reading.state(p)
         self.note(part_bytes(p) + sum(map(part_bytes, state.values())) + 2 * part_bytes(g))
         operator = self._operator(reading, gathered(p), gathered(state), gathered(self.anticipate[name]))
