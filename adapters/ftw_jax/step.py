@@ -28,7 +28,7 @@ from .options import CaptureName, Fill, Geometry, Options, Score, Weight
 __all__ = ["capture_plan", "filter_then_weight"]
 
 Loss = Callable[[Any, Any], Any]
-Select = Callable[..., tuple[Any, Selection]]
+Select = Callable[..., tuple[Any, Selection[jax.Array]]]
 _WHAT = "filter_then_weight"
 log = logging.getLogger("ftw_jax")
 _warn_once = functools.cache(log.warning)  # the same words once a process, however often it is traced
@@ -137,7 +137,9 @@ def filter_then_weight(
         train_on_target=train_on_target,
     )
 
-    def select(params: Any, opt_state: Any, pool: Any, target: Any = None, **extra_args: Any) -> tuple[Any, Selection]:
+    def select(
+        params: Any, opt_state: Any, pool: Any, target: Any = None, **extra_args: Any
+    ) -> tuple[Any, Selection[jax.Array]]:
         names, treedef = _names.flatten(params, what="params")
         n = _samples(pool, what="pool")
         _check_axes(params=params, opt_state=opt_state, pool=pool, target=target)

@@ -206,7 +206,7 @@ class FilterThenWeight:
     # ------------------------------------------------------------------------------------------------------------------
     # What the user calls
 
-    def backward(self, pool: Any, target: Any, *, keep: int | None = None) -> Selection:
+    def backward(self, pool: Any, target: Any, *, keep: int | None = None) -> Selection[Tensor]:
         """Add the gradient of the chosen, weighted samples to ``.grad``, as ``loss.backward()`` would.
 
         Parameters
@@ -249,14 +249,14 @@ class FilterThenWeight:
             accumulate(p, (g if g.shape == p.shape else g.reshape(p.shape)).to(p.dtype))
         return selection
 
-    def select(self, pool: Any, target: Any, *, keep: int | None = None) -> Selection:
+    def select(self, pool: Any, target: Any, *, keep: int | None = None) -> Selection[Tensor]:
         """Return the choice and its weights; ``.grad`` stays untouched. Otherwise like `backward`."""
         try:
             return self._choose(pool, target, keep, compose=False)[0][0]
         except Overflow as overflow:
             return overflow.selection
 
-    def batches(self, pool: Any, target: Any, *, steps: int, keep: int | None = None) -> list[Selection]:
+    def batches(self, pool: Any, target: Any, *, steps: int, keep: int | None = None) -> list[Selection[Tensor]]:
         """Return ``steps`` disjoint selections of one scored pool, each for a plain weighted backward of its own.
 
         Each is the choice from what the ones before left over: the next best by score for top-k, and a match of the

@@ -14,7 +14,19 @@ from ftw.gradients import OuterProduct
 pytest.importorskip("sklearn")
 pytest.importorskip("scipy")
 pytest.importorskip("tqdm")
-from ftw_conformance.efficacy import ablations, baselines, command, cost, learner, page, runs, scenarios, table, wear
+from ftw_conformance.efficacy import (
+    ablations,
+    baselines,
+    budget,
+    command,
+    cost,
+    learner,
+    page,
+    runs,
+    scenarios,
+    table,
+    wear,
+)
 from ftw_conformance.efficacy import statistics as stats
 from ftw_conformance.efficacy.step import Step
 from ftw_conformance.efficacy.tasks_digits import Digits
@@ -220,6 +232,17 @@ def test_the_command(tmp_path, capsys):
     html = out["page"].read_text()
     assert "<svg" in html
     assert "http" not in html
+
+
+def test_the_first_call_is_no_part_of_a_time(monkeypatch):
+    job, calls = runs.Job("digits-10", scenarios.SCENARIOS["digits-10"], baselines.METHOD, 0, 3), []
+    choose = budget.METHODS[baselines.METHOD].choose
+    counted = budget.METHODS[baselines.METHOD]._replace(choose=lambda step: calls.append(0) or choose(step))
+    monkeypatch.setitem(budget.METHODS, baselines.METHOD, counted)
+    monkeypatch.setattr(budget, "_warm", set())
+    first, second = runs.run(job), runs.run(job)
+    assert len(calls) == 1 + 3 + 3
+    assert first["curve"] == second["curve"]
 
 
 def test_an_interrupt_keeps_the_finished_runs(tmp_path, monkeypatch, capsys):

@@ -8,6 +8,7 @@ import importlib.util
 import inspect
 import io
 import re
+import runpy
 import subprocess
 import sys
 import warnings
@@ -96,11 +97,21 @@ def test_the_slow_blocks_too(page, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_the_pages_build_without_a_warning(tmp_path):
-    for package in ("sphinx", "myst_parser", "numpydoc", "furo"):
+    for package in ("sphinx", "myst_parser", "numpydoc", "furo", "latex2mathml"):
         pytest.importorskip(package, reason="make docs installs it")
     command = [sys.executable, "-m", "sphinx", "-W", "-q", "-b", "html", "-d", tmp_path / "trees", ROOT / "docs"]
     done = subprocess.run([*command, tmp_path / "html"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_figure_of_the_method_is_what_its_script_draws():
+    numbers = re.compile(r"-?\d+(?:\.\d+)?")
+    drawn = runpy.run_path(str(ROOT / "docs/method_figure.py"))["figure"]()
+    kept = (ROOT / "docs/_static/method.svg").read_text(encoding="utf-8")
+    assert numbers.sub("#", drawn) == numbers.sub("#", kept)
+    assert [float(x) for x in numbers.findall(drawn)] == pytest.approx(
+        [float(x) for x in numbers.findall(kept)], abs=0.2
+    )
 
 
 def test_every_link_between_files_leads_somewhere():

@@ -161,7 +161,7 @@ class DistributedFilterThenWeight:
         self._sharding: Sharding | None = None
         self._start, self._size = 0, 0  # of this rank's pool in the last step
 
-    def backward(self, pool: Any, target: Any, *, keep: int | None = None) -> Selection:
+    def backward(self, pool: Any, target: Any, *, keep: int | None = None) -> Selection[Tensor]:
         """Add the update to ``.grad``, the same on every rank; see `FilterThenWeight.backward`."""
         with self._stage() as ambient:
             candidates, (selection,) = self._choose(pool, target, keep, ambient)
@@ -175,7 +175,7 @@ class DistributedFilterThenWeight:
                 accumulate(p, g if hasattr(g, "placements") else cut_as(g, p))
         return selection
 
-    def select(self, pool: Any, target: Any, *, keep: int | None = None) -> Selection:
+    def select(self, pool: Any, target: Any, *, keep: int | None = None) -> Selection[Tensor]:
         """Return the choice of all ranks and its weights; ``.grad`` stays untouched."""
         with self._stage() as ambient:
             return self._choose(pool, target, keep, ambient)[1][0]

@@ -23,7 +23,7 @@ import numpy as np
 
 from .ablations import METHODS
 from .baselines import METHOD, RANDOM, WHOLE
-from .budget import FIRST_SEED, POINTS, Job, area
+from .budget import FIRST_SEED, POINTS, Job, area, warm_up
 from .budget import run as run_budgeted
 from .cost import flops
 from .step import Step
@@ -49,6 +49,7 @@ def run(job: Job) -> dict[str, Any]:
         return {"key": key(job), **run_budgeted(job)}
     task = job.scenario.build(FIRST_SEED + job.seed, job.steps)
     method = METHODS[job.method]
+    warm_up(job, task)
     model, optimizer = task.model()
     each = max(1, task.steps // POINTS)
     curve = [(0, model.test_loss())]
