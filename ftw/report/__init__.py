@@ -12,9 +12,9 @@ line it was writing. Kinds of lines:
   ``offered`` has columns over the whole pool: ``id``, ``length``. ``decisions`` says why each candidate was picked or
   refused, compressed (`decisions` makes it from a selection with reasons).
 
-The text of samples is left out unless asked for. ``python -m ftw.report run.jsonl`` makes the page: one HTML file
-without scripts or references, in which everything that comes from the data is escaped. ``python -m ftw.report
-run.jsonl --why ID --step N`` prints what a step decided about a sample.
+The text of samples is left out unless asked for. ``python -m ftw.report run.jsonl`` makes the page: one HTML file that
+refers to nothing, in which everything that comes from the data is escaped; its one script draws the decisions.
+``python -m ftw.report run.jsonl --why ID --step N`` prints what a step decided about a sample.
 """
 
 from .command import main

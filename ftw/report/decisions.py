@@ -23,7 +23,7 @@ from ftw.reasons import Reason
 
 from .record import Record
 
-__all__ = ["Decision", "decisions", "history", "why"]
+__all__ = ["Decision", "columns_of", "decisions", "history", "why"]
 
 VERSION = 1
 LARGEST = 1 << 28  # bytes that one step may unfold to: a record is not trusted
@@ -125,7 +125,7 @@ def history(record: Record, id: str, *, step: int | None = None, run: str | None
         for number, line in sorted(one.steps.items()):
             if step is not None and number != step:
                 continue
-            columns = _columns(line.get("decisions"))
+            columns = columns_of(line.get("decisions"))
             ids = columns.get("id", [])
             found += [_decision(one.name, number, columns, i) for i, name in enumerate(ids) if name == id]
     return found
@@ -143,7 +143,7 @@ def why(record: Record, id: str, *, step: int | None = None, run: str | None = N
     if found:
         several = len({decision.run for decision in found}) > 1
         return [f"{decision.run}, {decision.message}" if several else decision.message for decision in found]
-    steps = [n for one in record.runs for n, line in one.steps.items() if _columns(line.get("decisions"))]
+    steps = [n for one in record.runs for n, line in one.steps.items() if columns_of(line.get("decisions"))]
     if not steps:
         raise ValueError(
             "the record has no decisions: select with explain=True, and record decisions=ftw.report.decisions(...)"
@@ -174,7 +174,7 @@ def _decision(run: str, step: int, columns: Mapping[str, list[Any]], i: int) -> 
     )
 
 
-def _columns(packed: Any) -> dict[str, list[Any]]:
+def columns_of(packed: Any) -> dict[str, list[Any]]:
     """Return the columns of a step's decisions; none for what is not there, or not what it should be."""
     if not isinstance(packed, dict) or not isinstance(packed.get("data"), str) or packed.get("version") != VERSION:
         return {}

@@ -1,4 +1,7 @@
-"""The page of a record: one HTML file without scripts or references; everything from the data is escaped."""
+"""The page of a record: one HTML file that refers to nothing; everything from the data is escaped.
+
+A record with decisions adds the one script of the page, which draws their table.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .page_decisions import DECISIONS_STYLE, candidates, policy
 from .page_samples import chosen, counted, lengths
 from .record import Record, Run, number_in, numbers_in
 from .summary import highlighted, metric, paired, pool_shares, summarise, table, written
@@ -82,6 +86,8 @@ def render(record: Record) -> str:
     """Return the page of a record: one HTML file that refers to nothing."""
     title = safe(record.header.get("title") or "A run")
     note = f'<p class="soft">{safe(record.header["note"])}</p>' if record.header.get("note") else ""
+    every = candidates(record)
+    style = STYLE + DECISIONS_STYLE if every else STYLE
     parts = [
         _tiles(record),
         _curves(record),
@@ -91,15 +97,16 @@ def render(record: Record) -> str:
         _details(record),
         _reading(record),
         chosen(record, _source_colours(record)),
+        every,
         _setup(record),
     ]
     damaged = f" Passed over: {counted(record.damaged, 'damaged line')}." if record.damaged else ""
     made = f"Made by ftw (Filter-then-Weight) from the record of {counted(len(record.runs), 'run')}.{damaged}"
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
+        f'<meta http-equiv="Content-Security-Policy" content="{policy(scripted=bool(every))}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{title}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n<h1>{title}</h1>\n{note}"
+        f"<title>{title}</title>\n<style>{style}</style>\n</head>\n<body>\n<main>\n<h1>{title}</h1>\n{note}"
         + "\n".join(filter(None, parts))
         + f"\n<footer>{made}</footer>\n</main>\n</body>\n</html>\n"
     )
