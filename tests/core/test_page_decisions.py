@@ -106,7 +106,7 @@ def test_the_rows_are_the_decisions(path):
         return None if i < 0 else data["words"][k][i]
 
     for step, name, source, decision, score, residual, weight, rival, cosine, run in rows:
-        (one,) = history(record, word(1, name), step=step)
+        (one,) = history(record, str(word(1, name)), step=step)
         assert (one.source, one.score, one.residual, one.weight) == (word(2, source), score, residual, weight)
         assert (one.rival, one.similarity, one.run) == (word(7, rival), cosine, word(9, run))
         assert decision == (one.code if one.code < 6 else -1)

@@ -111,7 +111,8 @@ def _good(candidates: Candidates, options: Options, keep: int, scaled: bool) -> 
     if bool((scores == 0).all()):
         raise SelectionError(
             "the scores of all candidates are exactly zero: the target's gradient does not reach any parameter "
-            "that the pool trains, or the optimizer's response is zero"
+            "that the pool trains, the optimizer's response is zero, or gradients are so small that their products "
+            "underflow (then multiply the losses by a constant: it changes nothing else)"
         )
     return _finite(candidates, options, keep, bad, scaled) if bool(bad.any()) else None
 
