@@ -63,8 +63,9 @@ class ShardedGeometry:
             if name not in self._known:
                 self._known[name] = self._operator(reading, p, reading.state(p), self.anticipate[name])
             found: Any = self._known[name].apply(g.to(_wide(g)))
-            if hasattr(g, "placements"):  # arithmetic gathers what has fewer rows than there are ranks
-                found = found.redistribute(placements=g.placements)
+            placements = getattr(g, "placements", None)
+            if placements is not None:  # arithmetic gathers what has fewer rows than there are ranks
+                found = found.redistribute(placements=placements)
             out: Tensor = found
             return out
         state = reading.state(p)
