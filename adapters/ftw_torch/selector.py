@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from ftw import Quota, Selection, Simplex
 from ftw.geometry import Operator
-from ftw.spi import Constraint, Filter, GuardWatch
+from ftw.spi import Constraint, Filter
 
 from . import batches
 from .capture.amp import Ambient, Overflow
@@ -37,21 +37,19 @@ from .options import CaptureName, Fill, FilterName, Mode, OnNonfinite, Options, 
 from .step.audit import audit
 from .step.checks import check_keep, check_parts, is_guarded, refuse_other_device, trained
 from .step.decide import decide_batches
-from .step.forward_scores import ForwardPass
+from .step.discovered import Response, discovered
 from .step.invariance import warn_of_batching
 from .step.learned import may_plan
 from .step.memory import Memory
 from .step.planned import PlannedPass
-from .step.pool_pass import PoolPass, PoolPlan
 from .step.products import pool_products
 from .step.selected import weighted_loss
 from .step.solver import best_solver
-from .step.target import Target, refuse_nonfinite, refuse_nonfinite_update, target_of
+from .step.target import Target, refuse_nonfinite, refuse_nonfinite_update
 
 __all__ = ["FilterThenWeight"]
 
 log = logging.getLogger("ftw_torch")
-_warn_once = functools.cache(log.warning)  # the same words once a process, whatever the number of selectors
 
 Loss = Callable[[nn.Module, Any], Tensor]
 
@@ -329,14 +327,17 @@ class FilterThenWeight:
             if audited:
                 with uncompiled():
                     self._audit(ambient, parameters, pool, target)
-            planned = self._planned(passes, parameters, pool, target)
+            response = functools.partial(geometry, self.optimizer, parameters, damping=options.damping)
+            planned = self._planned(passes, parameters, pool, target, response)
             if memory.learned.departed:
                 memory.learned.departed, audited = False, False
                 memory.audits.compared.clear()
             if captures and planned is None and not audited:
                 with uncompiled():
                     self._audit(ambient, parameters, pool, target)
-            pool_pass, aim, operators = planned or self._discovered(passes, parameters, pool, target, keep)
+            pool_pass, aim, operators = planned or discovered(
+                options, memory, passes, parameters, pool, target, response, keep
+            )
             memory.learned.settle()
             order = None if grouped is None else functools.partial(grouped.order, keep)
             products = pool_products(pool_pass, aim, operators, asked, order)
@@ -344,7 +345,7 @@ class FilterThenWeight:
             solver = best_solver() if options.solver is None else options.solver
             products.measured = measured
             selections = decide_batches(products, options, keep, solver, steps, scaled=scaled, grouped=grouped)
-            note_guard(memory.guard_watch, selections[0], products.targets)
+            memory.note_guard(selections[0], products.targets)
             update = products.update(selections[0].indices, selections[0].weights) if compose else {}
             if compose and options.train_on_target:
                 update = aim.blended(update, options.train_on_target, scale)
@@ -353,32 +354,13 @@ class FilterThenWeight:
             return selections, update, parameters
 
     def _planned(
-        self, passes: Passes, parameters: dict[str, nn.Parameter], pool: Any, target: Any
+        self, passes: Passes, parameters: dict[str, nn.Parameter], pool: Any, target: Any, response: Response
     ) -> tuple[PlannedPass, Target, dict[str, Operator]] | None:
         """Return the step by the learned plan; None where there is none, or where the step is not as it says."""
         if not may_plan(self.options, passes) or self.memory.two_passes:
             return None
         guarded = target is not None and is_guarded(self.options, self.memory, target)
-        response = functools.partial(geometry, self.optimizer, parameters, damping=self.options.damping)
         return self.memory.learned.step(passes, parameters, pool, target, response, guarded=guarded)
-
-    def _discovered(
-        self, passes: Passes, parameters: dict[str, nn.Parameter], pool: Any, target: Any, keep: int
-    ) -> tuple[PoolPass, Target, dict[str, Operator]]:
-        """Return the step in which each function is seen: the target pass, the geometry, the pool pass."""
-        aim = self._target(passes, parameters, pool, target)
-        operators = geometry(self.optimizer, parameters, aim.mean, damping=self.options.damping)
-        captured, forward = None, self.options.score == "forward"
-        if target is None and not forward:  # the pool is its own target: its records are there
-            assert aim.samples is not None
-            captured, aim = (aim.losses, aim.samples), aim._replace(samples=None)
-        plan = self._plan(batches.size(pool, "pool"), keep, guarded=aim.samples is not None)
-        kind = functools.partial(ForwardPass, self.options.score_step, aim.losses) if forward else PoolPass
-        pool_pass = kind(passes, parameters, pool, aim.mean, operators, plan, self.memory.reused, captured)
-        pool_pass.run()
-        if plan.keep and not pool_pass.kept and not forward:
-            self.memory.two_passes = True
-        return pool_pass, aim, operators
 
     def _audit(self, ambient: Ambient, parameters: dict[str, nn.Parameter], pool: Any, target: Any) -> None:
         """Compare captured gradients with autograd's where that is due."""
@@ -396,30 +378,3 @@ class FilterThenWeight:
         if plain.checkpointed and self.options.mode == "auto" and not memory.two_passes:
             memory.two_passes = True
             log.info("the model checkpoints its activations: two passes")
-
-    def _target(self, passes: Passes, parameters: dict[str, nn.Parameter], pool: Any, target: Any) -> Target:
-        """Return the target's mean gradient, with its samples' records if the guard needs them."""
-        micro_batch = self.options.micro_batch
-        if self.options.score == "forward":
-            batch, what = (pool, "pool") if target is None else (target, "target")
-            return target_of(passes, parameters, batch, micro_batch, samples=False, what=what)
-        if target is None:
-            return target_of(passes, parameters, pool, micro_batch, samples=True, what="pool")
-        return target_of(passes, parameters, target, micro_batch, samples=is_guarded(self.options, self.memory, target))
-
-    def _plan(self, n: int, keep: int, *, guarded: bool) -> PoolPlan:
-        """Return how the pass over a pool of n is run."""
-        options = self.options
-        kept = not self.memory.two_passes
-        budget = options.memory_budget if options.mode == "auto" else None
-        asked = options.gram_of(n, keep)
-        if not asked and guarded and (not kept or budget is not None):
-            asked = options.shortlist_of(n, keep)  # the guard's means come from the Gram matrix where no records are
-        return PoolPlan(asked, kept, options.micro_batch, budget, options.gram_sketch)
-
-
-def note_guard(watch: GuardWatch, selection: Selection, targets: int) -> None:
-    """Warn of what the guard's statistics say over the steps, if it had target samples to judge by."""
-    if targets:
-        for words in watch.note(float(selection.signal), targets):
-            _warn_once(words)

@@ -37,7 +37,6 @@ from ftw_torch.capture.passes import Passes, uncompiled
 from ftw_torch.options import Fill, FilterName, OnNonfinite, Options, Score, Weight
 from ftw_torch.packing import PackedBatch
 from ftw_torch.records.join import join, seen
-from ftw_torch.selector import note_guard
 from ftw_torch.step.audit import audit
 from ftw_torch.step.checks import check_keep, check_parts
 from ftw_torch.step.decide import decide_batches
@@ -251,7 +250,7 @@ class DistributedFilterThenWeight:
         solver = best_solver() if options.solver is None else options.solver
         selections = decide_batches(candidates, options, keep, solver, steps or 1, grouped=grouped)
         if exchange.rank == 0:
-            note_guard(self.memory.guard_watch, selections[0], candidates.targets)
+            self.memory.note_guard(selections[0], candidates.targets)
         return candidates, selections
 
     def _forward(

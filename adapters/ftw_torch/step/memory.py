@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ftw import Selection
 from ftw.spi import GuardWatch
 
 from .audit import Audits
 from .learned import Learned
 
 __all__ = ["Memory"]
+
+# the same words once a process, whatever the number of selectors
+_warn_once = functools.cache(logging.getLogger("ftw_torch").warning)
 
 
 @dataclass
@@ -41,6 +47,12 @@ class Memory:
     learned: Learned = field(default_factory=Learned)
     guard_watch: GuardWatch = field(default_factory=GuardWatch)
     warned_of_one_target: bool = False
+
+    def note_guard(self, selection: Selection, targets: int) -> None:
+        """Warn of what the guard's statistics say over the steps, if it had target samples to judge by."""
+        if targets:
+            for words in self.guard_watch.note(float(selection.signal), targets):
+                _warn_once(words)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a run that is stopped must keep: what was found out about the model is found out again."""
