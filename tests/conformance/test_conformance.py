@@ -52,6 +52,7 @@ def test_the_torch_adapter_takes_the_same_step():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.optimistic_adam. is deprecated:DeprecationWarning")  # a row while optax has it
 def test_the_jax_adapter_takes_the_same_step():
     assert not failed(adapters.verify("ftw_jax", full=True))
 
