@@ -14,7 +14,7 @@ from ftw.sketch import LARGEST
 from ftw.spi import check_options, needs_gram
 from ftw_torch.step.sources import Grouped, check_grouped, grouped
 
-__all__ = ["CaptureName", "Fill", "FilterName", "Mode", "OnNonfinite", "Options", "Score", "Weight"]
+__all__ = ["CaptureName", "Fill", "FilterName", "Mode", "OnNonfinite", "Options", "Score", "Weight", "check_count"]
 
 Weight = Literal["qp", "uniform"]
 OnNonfinite = Literal["raise", "drop"]
@@ -22,6 +22,12 @@ Fill = Literal["raise", "relax"]
 Mode = Literal["auto", "one_pass", "two_pass"]
 Score = Literal["exact", "forward"]
 CaptureName = Literal["learned", "discover"]
+
+
+def check_count(value: Any, name: str, expected: str = "an int >= 1") -> None:
+    """Raise unless ``value`` is an int of at least one."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name}={value!r} must be {expected}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +59,7 @@ class Options:
 
     def __post_init__(self) -> None:
         """Raise what is wrong with the options, by name."""
-        if not isinstance(self.keep, int) or isinstance(self.keep, bool) or self.keep < 1:
-            raise ValueError(f"keep={self.keep!r} must be an int >= 1")
+        check_count(self.keep, "keep")
         literals = {
             "on_nonfinite": OnNonfinite,
             "mode": Mode,
@@ -67,9 +72,8 @@ class Options:
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be one of {', '.join(map(str, allowed))}")
         for name in ("micro_batch", "memory_budget", "gram_sketch"):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-                raise ValueError(f"{name}={value!r} must be an int >= 1 or None")
+            if (value := getattr(self, name)) is not None:
+                check_count(value, name, "an int >= 1 or None")
         if self.gram_sketch is not None and self.gram_sketch > LARGEST:
             raise ValueError(f"gram_sketch={self.gram_sketch} must be at most {LARGEST}")
         if not isinstance(self.damping, (int, float)) or not 0.0 <= self.damping < math.inf:

@@ -33,7 +33,7 @@ from .capture.backward import accumulate
 from .capture.discovery import trainable
 from .capture.passes import Passes, uncompiled
 from .optim.geometry import geometry
-from .options import CaptureName, Fill, FilterName, Mode, OnNonfinite, Options, Score, Weight
+from .options import CaptureName, Fill, FilterName, Mode, OnNonfinite, Options, Score, Weight, check_count
 from .step.audit import audit
 from .step.checks import check_keep, check_parts, is_guarded, refuse_other_device, trained
 from .step.decide import decide_batches
@@ -282,8 +282,7 @@ class FilterThenWeight:
         ...     selector.weighted_loss(pool, selection, target).backward()
         ...     optimizer.step()
         """
-        if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
-            raise ValueError(f"steps={steps!r} must be an int >= 1")
+        check_count(steps, "steps")
         try:
             return self._choose(pool, target, keep, compose=False, steps=steps)[0]
         except Overflow as overflow:

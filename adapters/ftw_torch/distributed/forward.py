@@ -278,7 +278,7 @@ def _check(
 
 
 def _widest(exchange: Exchange, losses: Tensor) -> torch.dtype:
-    """Return the dtype, 32 or 64 bits, in which all ranks send their losses; those of none say nothing."""
+    """Return the dtype, 32 or 64 bits, in which all ranks send their losses; ranks without samples follow."""
     bits = exchange.counts([losses.dtype.itemsize if len(losses) else 0])
     return torch.float64 if max(bits) == [8] else torch.float32
 

@@ -140,7 +140,7 @@ class RankPasses:
             raise
 
     def _apart(self, work: Any, what: str) -> Any:
-        """Return ``work()``; a failure is told to the ranks that wait at the end of their pass, and raised."""
+        """Return ``work()``; a failure is raised, on the ranks that wait at the end of their pass too."""
         try:
             return work()
         except Exception as caught:

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 from torch import nn
 
+from ftw_torch.options import check_count
+
 __all__ = ["RankBytes", "bytes_per_rank"]
 
 # of a layer in its backward: the gathered parameters, their buffer, the gradient, the reduce-scatter's input
@@ -65,8 +67,7 @@ def bytes_per_rank(
     ValueError
         If ``ranks`` is below one.
     """
-    if not isinstance(ranks, int) or ranks < 1:
-        raise ValueError(f"ranks={ranks!r} must be an int >= 1")
+    check_count(ranks, "ranks")
     if layers is None:
         lists = [block for module in model.modules() if isinstance(module, nn.ModuleList) for block in module]
         layers = lists or list(model.children())

@@ -34,7 +34,7 @@ from ftw_torch.capture.coupling import refuse_coupled_layers
 from ftw_torch.capture.discovery import trainable
 from ftw_torch.capture.fsdp import cut_as, part_bytes, refuse_offloaded, refuse_sharded, whole
 from ftw_torch.capture.passes import Passes, uncompiled
-from ftw_torch.options import Fill, FilterName, OnNonfinite, Options, Score, Weight
+from ftw_torch.options import Fill, FilterName, OnNonfinite, Options, Score, Weight, check_count
 from ftw_torch.packing import PackedBatch
 from ftw_torch.records.join import join, seen
 from ftw_torch.step.audit import audit
@@ -151,8 +151,7 @@ class DistributedFilterThenWeight:
             raise RuntimeError(
                 "no process group: call torch.distributed.init_process_group first, or use FilterThenWeight"
             )
-        if not isinstance(max_bytes, int) or max_bytes < 1:
-            raise ValueError(f"max_bytes={max_bytes!r} must be an int >= 1")
+        check_count(max_bytes, "max_bytes")
         self.model, self.optimizer, self.per_sample_loss = model, optimizer, per_sample_loss
         self.memory = Memory()
         self.group, self.max_bytes = group, max_bytes
@@ -184,8 +183,7 @@ class DistributedFilterThenWeight:
 
         ``steps * keep`` samples must be in the pools of all ranks together.
         """
-        if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
-            raise ValueError(f"steps={steps!r} must be an int >= 1")
+        check_count(steps, "steps")
         with self._stage() as ambient:
             return self._choose(pool, target, keep, ambient, steps=steps)[1]
 

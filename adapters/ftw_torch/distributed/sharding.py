@@ -1,4 +1,4 @@
-"""How the parameters of a model lie on the ranks: whole, in FSDP2's shards, or in those of tensor parallelism.
+"""How a model's parameters are placed on the ranks: replicated, sharded by FSDP2, or by tensor parallelism.
 
 Here ``fully_shard``'s own hooks stay on: they gather a layer before it runs, free it after, and reduce-scatter its
 gradient, so that no rank ever holds the model. The price is that ranks wait for each other within a pass. All run

@@ -12,7 +12,7 @@ from ftw_torch.capture.coupling import refuse_coupled_layers
 from ftw_torch.capture.discovery import trainable
 from ftw_torch.capture.fsdp import refuse_sharded
 from ftw_torch.errors import TargetWarning
-from ftw_torch.options import Options
+from ftw_torch.options import Options, check_count
 
 from .memory import Memory
 
@@ -29,13 +29,12 @@ def check_parts(model: Any, per_sample_loss: Any) -> None:
 
 def check_keep(keep: Any, n: int | None = None, steps: int = 1) -> int:
     """Return how many of n samples to keep, or raise if that is no number of them."""
-    if not isinstance(keep, int) or isinstance(keep, bool) or keep < 1:
-        raise ValueError(f"keep={keep!r} must be an int >= 1")
+    check_count(keep, "keep")
     if n is not None and keep > n:
         raise ValueError(f"keep={keep} exceeds the pool of {n} samples; offer more candidates or keep fewer")
     if n is not None and keep * steps > n:
         raise ValueError(f"{steps} selections of keep={keep} exceed the pool of {n} samples; offer more candidates")
-    return keep
+    return int(keep)
 
 
 def refuse_other_device(pool: Any, target: Any) -> None:
