@@ -324,16 +324,14 @@ class FilterThenWeight:
         with torch.no_grad(), ambient.off(), uncompiled() if not forward else nullcontext():
             audited = captures and memory.learned.plan is None  # a plan is compared with autograd by itself
             if audited:
-                with uncompiled():
-                    self._audit(ambient, parameters, pool, target)
+                self._audit(ambient, parameters, pool, target)
             response = functools.partial(geometry, self.optimizer, parameters, damping=options.damping)
             planned = self._planned(passes, parameters, pool, target, response)
             if memory.learned.departed:
                 memory.learned.departed, audited = False, False
                 memory.audits.compared.clear()
             if captures and planned is None and not audited:
-                with uncompiled():
-                    self._audit(ambient, parameters, pool, target)
+                self._audit(ambient, parameters, pool, target)
             pool_pass, aim, operators = planned or discovered(
                 options, memory, passes, parameters, pool, target, response, keep
             )
@@ -368,12 +366,12 @@ class FilterThenWeight:
             return
         plain = Passes(self.model, self.per_sample_loss, memory.slow, ambient)
         buffers = list(self.model.buffers())
-        conclusive = audit(
-            plain.capture, plain.losses, parameters, memory.slow, pool, target, buffers, list(self.model.modules())
-        )
-        memory.audits.note(conclusive)
-        if memory.audits.uses == 1:
-            warn_of_batching(plain.losses, parameters, pool, target, buffers)
+        modules = list(self.model.modules())
+        with uncompiled():
+            conclusive = audit(plain.capture, plain.losses, parameters, memory.slow, pool, target, buffers, modules)
+            memory.audits.note(conclusive)
+            if memory.audits.uses == 1:
+                warn_of_batching(plain.losses, parameters, pool, target, buffers)
         if plain.checkpointed and self.options.mode == "auto" and not memory.two_passes:
             memory.two_passes = True
             log.info("the model checkpoints its activations: two passes")

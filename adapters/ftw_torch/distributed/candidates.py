@@ -19,8 +19,9 @@ from ftw_torch.capture.fsdp import part_bytes
 from ftw_torch.capture.internals import tree_leaves
 from ftw_torch.optim.geometry import geometry, unwrapped
 
-from .collectives import Exchange, Layouts, rank_names
+from .collectives import Exchange, Layouts
 from .gram import by_rank, gram_of_ranks
+from .numbering import Numbered
 
 __all__ = ["AllCandidates", "Local", "gather_candidates"]
 
@@ -104,7 +105,7 @@ def _scored(local: Local, mean: dict[str, Tensor], operators: dict[str, Operator
     return own, norms
 
 
-class AllCandidates:
+class AllCandidates(Numbered):
     """The candidates of all ranks, numbered through the ranks; `gather_candidates` makes one.
 
     Losses, scores and Gram matrices are on the host, where the choice is made; records stay on their rank.
@@ -122,55 +123,41 @@ class AllCandidates:
         sketch: int | None,
         max_bytes: int,
     ) -> None:
+        super().__init__(sizes, scored.scores.cpu())  # (N,)
         self.exchange, self.parameters, self.layouts, self.local = exchange, parameters, layouts, local
-        self.sizes, self.scored, self.sketch, self.max_bytes = sizes, scored, sketch, max_bytes
-        self.start, self.n = sum(sizes[: exchange.rank]), sum(sizes)
+        self.scored, self.sketch, self.max_bytes = scored, sketch, max_bytes
+        self.start = sum(sizes[: exchange.rank])
         self.operators, self.device = scored.operators, scored.scores.device
-        self.losses, self.scores = scored.losses.cpu(), scored.scores.cpu()  # (N,), (N,)
+        self.losses = scored.losses.cpu()  # (N,)
         self.target_losses, self.targets = scored.loss.cpu(), scored.targets
-        self.good: Tensor | None = None
-        self.measured = True  # whether an update is composed for its length
 
     def products(self) -> Products:
         """Return the inner products that a choice asks for."""
         lengths = self.scored.lengths
         return Products(
-            lambda indices: self.gram(self._place(indices)),
-            self._length,
+            lambda indices: self.gram(self._number(indices)),
+            self.length,
             self._inner(self.scored.mean),
             None if lengths is None else lengths.to(self.scores),
             self._against_mean,
         )
 
-    def named(self, bad: Tensor) -> str:
-        """Return words for some candidates, by rank."""
-        return rank_names(bad, self.sizes)
-
     def refuse_target(self) -> None:
         """Do nothing: every rank has looked at the losses of its own target samples."""
 
-    def _place(self, indices: Tensor | None) -> Tensor:
-        """Return numbers among all candidates, from numbers among the good ones."""
-        if indices is None:
-            return torch.arange(self.n) if self.good is None else self.good
-        return indices if self.good is None else self.good[indices]
-
-    def _length(self, indices: Tensor, weights: Tensor) -> Tensor:
-        """Return ``|sum_i w_i g_i|^2`` (), NaN where it is not measured."""
-        if not self.measured:
-            return torch.full((), torch.nan, dtype=self.scores.dtype)
-        return self._inner(self.reduced(self._place(indices), weights, "length"))
+    def _composed_length(self, indices: Tensor, weights: Tensor) -> Tensor:
+        return self._inner(self.reduced(indices, weights, "length"))
 
     def _against_mean(self, order: Tensor, short: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return ``|g_T - g_P|^2`` () and ``<g_i, P g_P>`` (s,), g_P the pool's mean as estimated by `strata`."""
         places, shares = strata(len(order), len(order) if short is None else len(short))
         weights = torch.tensor(shares, dtype=self.scores.dtype)
-        mean = self.reduced(self._place(order[torch.tensor(places)]), weights, "guard")
+        mean = self.reduced(self._number(order[torch.tensor(places)]), weights, "guard")
         local = self.local
         own = ftw.scores(local.candidates, mean, self.operators) if len(local.losses) else self.scored.scores[:0]
         every = self.exchange.rows(own.to(self.scores.dtype)[:, None], self.sizes, "guard")[:, 0].cpu()  # (N,)
         apart = {name: g - mean[name] for name, g in self.scored.mean.items()}
-        return self._inner(apart), every[self._place(short)]
+        return self._inner(apart), every[self._number(short)]
 
     def gram(self, indices: Tensor) -> Tensor:
         """Return ``<g_i, P g_j>`` (s, s) of candidates of all ranks, exactly or from sketches."""

@@ -34,8 +34,9 @@ from ftw_torch.records.join import join
 from ftw_torch.step.audit import same_state
 from ftw_torch.step.forward_scores import forward_length, shifted
 
-from .collectives import Exchange, Layouts, rank_names
+from .collectives import Exchange, Layouts
 from .gram import by_rank, gram_of_ranks
+from .numbering import Numbered
 from .passes import RankPasses, cut
 from .sharding import Sharding, local_part, redistributed
 
@@ -97,7 +98,7 @@ def forward_candidates(
     )
 
 
-class ForwardCandidates:
+class ForwardCandidates(Numbered):
     """The candidates of all ranks by their forward scores, numbered through the ranks.
 
     Losses, scores and Gram matrices are on the host; gradients are in the shards of their parameters.
@@ -118,34 +119,26 @@ class ForwardCandidates:
         options: Options,
         max_bytes: int,
     ) -> None:
-        self.ranks, self.geometry, self.pool, self.sizes = ranks, geometry, pool, sizes
+        super().__init__(sizes, scores.cpu())  # (N,)
+        self.ranks, self.geometry, self.pool = ranks, geometry, pool
         self.exchange, self.parameters = ranks.exchange, ranks.parameters
         self.start = sum(sizes[: self.exchange.rank])
-        self.losses, self.scores, self.target_losses = losses.cpu(), scores.cpu(), target_losses.cpu()
+        self.losses, self.target_losses = losses.cpu(), target_losses.cpu()
         self.device = losses.device
         self.mean, self.used, self.square, self.targets = mean, used, square.cpu(), 0
         self.options, self.max_bytes = options, max_bytes
-        self.good: Tensor | None = None
-        self.measured = True  # whether an update is composed for its length
         self._composed: tuple[Any, dict[str, Tensor]] | None = None
 
     def products(self) -> Products:
         """Return the inner products that a choice asks for."""
-        return Products(lambda indices: self.gram(self._place(indices)), self.length, self.square.to(self.scores))
-
-    def named(self, bad: Tensor) -> str:
-        """Return words for some candidates, by rank."""
-        return rank_names(bad, self.sizes)
+        return Products(lambda indices: self.gram(self._number(indices)), self.length, self.square.to(self.scores))
 
     def refuse_target(self) -> None:
         """Raise if the target's gradient is not finite."""
         self._refuse_nonfinite(self.mean, "the gradient of the target is not finite")
 
-    def length(self, indices: Tensor, weights: Tensor) -> Tensor:
-        """Return ``|sum_i w_i g_i|^2`` (), NaN where it is not measured."""
-        if not self.measured:
-            return torch.full((), torch.nan, dtype=self.scores.dtype)
-        update = self._sum(self._place(indices), weights)
+    def _composed_length(self, indices: Tensor, weights: Tensor) -> Tensor:
+        update = self._sum(indices, weights)
         found = sum_over(
             self.ranks.sharding, {name: _dot(g, self.geometry.apply(name, g)) for name, g in update.items()}
         )
@@ -216,12 +209,6 @@ class ForwardCandidates:
                 found.append(ranks.passes.capture(self.parameters, piece, "pool")[1])
                 sizes.append(len(rows))
         return join(found, sizes, self.parameters)
-
-    def _place(self, indices: Tensor | None) -> Tensor:
-        """Return numbers among all candidates, from numbers among the good ones."""
-        if indices is None:
-            return torch.arange(len(self.scores)) if self.good is None else self.good
-        return indices if self.good is None else self.good[indices]
 
     def _refuse_nonfinite(self, g: Mapping[str, Tensor], words: str) -> None:
         """Raise on all ranks if a gradient is not finite on one."""

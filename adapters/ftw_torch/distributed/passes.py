@@ -120,10 +120,10 @@ class RankPasses:
             own = [local_part(total.get(name, torch.zeros_like(self.parameters[name].detach()))) for name in apart]
             flags = torch.tensor([float(name in total) for name in apart]).to(own[0].device)
             *sums, flags = self.exchange.add([*own, flags], what)
-            for name, g, flag in zip(apart, sums, flags.tolist(), strict=True):
+            for name, g, mine, flag in zip(apart, sums, own, flags.tolist(), strict=True):
                 if flag:
                     used.add(name)
-                    out[name] = _as(g.to(own[apart.index(name)].dtype), self.parameters[name])
+                    out[name] = _as(g.to(mine.dtype), self.parameters[name])
         else:
             out |= {name: total[name] for name in apart if name in total}
             used = set(out)
