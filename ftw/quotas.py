@@ -20,9 +20,22 @@ from typing import Any, NamedTuple
 
 from . import _array
 
-__all__ = ["Places", "Quota", "available", "fills", "front", "open_sources", "places", "preferred", "scaled", "unmet"]
+__all__ = [
+    "Places",
+    "Quota",
+    "as_count",
+    "available",
+    "fills",
+    "front",
+    "open_sources",
+    "places",
+    "preferred",
+    "scaled",
+    "unmet",
+]
 
 _EDGE = 1e-9  # a fraction of k that is a whole number up to rounding is that number
+_ARRAY_EDGE = 1e-5  # likewise, of fractions in float32
 
 
 class Quota(NamedTuple):
@@ -131,6 +144,24 @@ def _counts(xp: Any, bounds: Any, m: int, k: int, device: Any, *, up: bool, what
     return xp.stack(each)  # (m,)
 
 
+def as_count(bound: Any, k: int, *, up: bool) -> int:
+    """Return a bound of a source, a count or a fraction of k rounded ``up`` or down, as a count.
+
+    Parameters
+    ----------
+    bound : int, float, 0-d array or None
+        A count where it is an integer; None is a floor of nothing, or a cap of k.
+    k : int
+        How many samples are kept.
+    """
+    if bound is None:
+        return 0 if up else k
+    value, edge = (bound, _EDGE) if isinstance(bound, (int, float)) else (bound.item(), _ARRAY_EDGE)
+    if isinstance(value, int):
+        return value
+    return math.ceil(value * k - edge) if up else math.floor(value * k + edge)
+
+
 def _count(xp: Any, bound: Any, k: int, free: int, device: Any, *, up: bool, what: str) -> Any:
     if hasattr(bound, "dtype") and not isinstance(bound, (int, float)):
         return xp.reshape(_array_counts(xp, xp.asarray(bound, device=device), k, up=up, what=what), ())
@@ -139,7 +170,7 @@ def _count(xp: Any, bound: Any, k: int, free: int, device: Any, *, up: bool, wha
     if isinstance(bound, float):
         if not 0 <= bound <= 1:
             raise ValueError(f"{what} = {bound} as a fraction must lie in [0, 1]; a count is an int")
-        bound = math.ceil(bound * k - _EDGE) if up else math.floor(bound * k + _EDGE)
+        bound = as_count(bound, k, up=up)
     elif bound is not None and bound < 0:
         raise ValueError(f"{what} = {bound} must not be negative")
     return xp.asarray(free if bound is None else min(bound, k + 1), dtype=xp.int32, device=device)
@@ -152,8 +183,7 @@ def _array_counts(xp: Any, bounds: Any, k: int, *, up: bool, what: str) -> Any:
     if not _array.is_floating(xp, bounds):
         raise TypeError(f"{what} must be integers (counts) or floats (fractions), got {bounds.dtype}")
     whole = xp.astype(bounds, xp.float32) * k
-    edge = 1e-5
-    whole = xp.ceil(whole - edge) if up else xp.floor(whole + edge)
+    whole = xp.ceil(whole - _ARRAY_EDGE) if up else xp.floor(whole + _ARRAY_EDGE)
     return xp.astype(xp.clip(whole, 0, k + 1), xp.int32)
 
 

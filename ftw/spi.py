@@ -5,7 +5,7 @@ The choice without gradients
     `ftw.filter_then_weight`; `strata` says of which candidates the guard's mean of the pool is formed;
     `check_options` raises what is wrong with the options; `needs_gram` says whether a filter takes the Gram matrix, and
     `NAMED` is the table of the filters with a name. `shortlist_order` says which candidates go on to the Gram
-    matrix, and `unfilled` why no choice obeys the bounds on sources.
+    matrix, `unfilled` why no choice obeys the bounds on sources, and `as_count` a bound of a source as a count.
 Inner products
     `squared_norms`, ``<g_i, P g_i>`` of each sample.
 Arrays of any namespace
@@ -28,6 +28,7 @@ from .gradients import Record, matrix_shape
 from .guard_watch import GuardWatch
 from .inner_products import squared_norms
 from .optimizers._update import correction, inverse_root
+from .quotas import as_count
 from .split_watch import SplitWatch
 from .unfilled import unfilled
 
@@ -41,6 +42,7 @@ __all__ = [
     "Products",
     "Record",
     "SplitWatch",
+    "as_count",
     "cast",
     "check_options",
     "choose",

@@ -6,6 +6,7 @@ import ftw_torch
 import pytest
 import torch
 from ftw_torch import FilterThenWeight
+from ftw_torch.trainer.columns import mixture
 from trainers import TARGET, TRAIN, Watched, assert_close, batch, gpt, grads, logged, losses, trainer
 
 import ftw
@@ -124,3 +125,28 @@ def test_sources_are_a_column_of_texts(tmp_path):
     assert logged(free, "picked/any") != logged(made, "picked/any")
     with pytest.raises(ftw_torch.SelectionError, match="films"):
         trainer(tmp_path, train=train, sources="kind", quota=ftw.Quota(None, {"films": 1})).train()
+
+
+@pytest.mark.parametrize(
+    ("floors", "bound"),
+    [
+        ((1, 3), 2.0),
+        ((2, None), 0.0),
+        ((0.25, 0.75), 2.0),
+        (torch.tensor([0.1, 0.5]), 1.0),
+        (torch.tensor([1, 0]), 1.0),
+        ({0: 0.25, 1: 4}, 1.0),
+    ],
+)
+def test_a_floor_binds_if_no_pick_is_beyond_it(floors, bound):
+    chosen = ftw.filter_then_weight(
+        {"w": ftw.Dense(torch.tensor([[4.0], [3.0], [2.0], [1.0], [0.5]]))},
+        {"w": torch.ones(1)},
+        {"w": ftw.Scale(1.0)},
+        keep=4,
+        filter="top_k",
+        weight="uniform",
+    )
+    assert chosen.indices.tolist() == [0, 1, 2, 3]
+    said = mixture(chosen, [0, 1, 1, 1, 0], ftw.Quota(None, at_least=floors))
+    assert said == {"picked/0": 0.25, "picked/1": 0.75, "floors_bound": bound}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor
 
 import ftw
 from ftw import Quota, Selection
+from ftw.spi import as_count
 
 from .step import Ranks
 
@@ -68,7 +68,9 @@ def mixture(selection: Selection, sources: Sequence[Any] | None, quota: Quota | 
         if quota is not None and quota.at_least is not None:
             floors = quota.at_least
             named = floors.items() if isinstance(floors, Mapping) else enumerate(floors)
-            found["floors_bound"] = float(sum(0 < picked[name] == _count(floor, total) for name, floor in named))
+            found["floors_bound"] = float(
+                sum(0 < picked[name] == as_count(floor, total, up=True) for name, floor in named)
+            )
     if selection.relaxed is not None:
         found["relaxed"] = float(selection.relaxed)
     if selection.reasons is not None:
@@ -77,10 +79,3 @@ def mixture(selection: Selection, sources: Sequence[Any] | None, quota: Quota | 
             if reason != ftw.Reason.PICKED:
                 found[reason.name.lower()] = float(codes[int(reason)])
     return found
-
-
-def _count(floor: Any, total: int) -> int:
-    """Return a floor as a count of picks."""
-    if floor is None:
-        return 0
-    return math.ceil(floor * total - 1e-9) if isinstance(floor, float) else int(floor)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
-import math
 import os
 import time
 from collections.abc import Callable
@@ -25,6 +24,7 @@ from transformers import Trainer
 import ftw
 from ftw import Quota, Selection
 from ftw.constraints import Constraint
+from ftw.spi import as_count
 from ftw_torch import batches
 from ftw_torch.distributed import DistributedFilterThenWeight
 from ftw_torch.options import CaptureName, Fill, Mode, OnNonfinite, Options, Score, Weight
@@ -374,8 +374,7 @@ class FilterThenWeightMixin(_Base):
         return train_on(selector, pool, target, turns.selection(slot, turn))
 
     def _ftw_kept(self, n: int) -> int:
-        keep = self._ftw_keep
-        return min(n, keep if isinstance(keep, int) else max(1, math.ceil(keep * n - 1e-9)))
+        return min(n, max(1, as_count(self._ftw_keep, n, up=True)))
 
 
 class FilterThenWeightTrainer(FilterThenWeightMixin, Trainer):
