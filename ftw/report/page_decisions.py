@@ -124,12 +124,13 @@ def policy(*, scripted: bool) -> str:
 
 def candidates(record: Record) -> str:
     """Return the table of all decisions, nothing where the record has none."""
-    packed = _packed(record)
+    packed, left_out = _packed(record)
     if packed is None:
         return ""
+    rest = f" {left_out:,} more, of the last steps, are in the record alone: --why finds them." if left_out else ""
     return (
         '<section><h2>Every candidate, every step</h2><p class="soft small">Why it was picked or refused. Search for a '
-        "sample, a source, a rival or a step; a heading sorts.</p>"
+        f"sample, a source, a rival or a step; a heading sorts.{rest}</p>"
         '<div class="find"><input id="wanted" type="search" placeholder="sample, source or step" '
         'aria-label="Search"><select id="kind" aria-label="Decision"><option value="">every decision</option></select>'
         '</div><p class="soft small" id="found">This table needs a browser with JavaScript; without, '
@@ -139,8 +140,8 @@ def candidates(record: Record) -> str:
     )
 
 
-def _packed(record: Record) -> str | None:
-    """Return the rows of all steps as base64 of zlib of JSON columns; words are numbered."""
+def _packed(record: Record) -> tuple[str | None, int]:
+    """Return the rows of all steps as base64 of zlib of JSON columns, words numbered, and how many found no room."""
     numbers: list[dict[str, int]] = [{} for _ in COLUMNS]
     columns: list[list[Any]] = [[] for _ in COLUMNS]
 
@@ -149,20 +150,24 @@ def _packed(record: Record) -> str | None:
 
     for reason in Reason:
         word(3, reason.message)
+    left_out = 0
     for run in record.runs:
         for step, line in sorted(run.steps.items()):
             found = columns_of(line.get("decisions"))
-            if not found or len(columns[0]) >= LARGEST:
+            if not found:
+                continue
+            if len(columns[0]) >= LARGEST:
+                left_out += len(found["id"])
                 continue
             _append(columns, word, found, run.name, step)
     if not columns[0]:
-        return None
+        return None, 0
     words = [list(one) or None for one in numbers]
     for k in (1, 2, 7, 9):
         words[k] = words[k] or []
     data = {"names": COLUMNS, "columns": columns, "words": words}
     text = json.dumps(data, allow_nan=False, separators=(",", ":")).encode()
-    return base64.b64encode(zlib.compress(text, 6)).decode()
+    return base64.b64encode(zlib.compress(text, 6)).decode(), left_out
 
 
 def _append(columns: list[list[Any]], word: Any, found: Mapping[str, list[Any]], run: str, step: int) -> None:

@@ -13,7 +13,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from ftw.report import Recorder, history, read, render
+from ftw.report import Recorder, history, page_decisions, read, render
 
 EVIL = "</script><script>alert(1)</script>\u202e<img src=x onerror=alert(2)>"
 IDS = [f"doc-{i}" for i in range(7)] + [EVIL]
@@ -161,3 +161,10 @@ def test_search_and_sort(path, tmp_path):
     assert [float(row[4]) for row in got["rising"][:14]] == scores
     assert [float(row[4]) for row in got["falling"][:14]] == scores[::-1]
     assert [row[4] for row in got["rising"][14:]] == ["", ""]
+
+
+def test_a_table_that_is_full_says_how_many_rows_it_leaves_out(path, monkeypatch):
+    monkeypatch.setattr(page_decisions, "LARGEST", len(IDS))
+    assert f" {len(IDS)} more, of the last steps, are in the record alone" in render(read(path))
+    monkeypatch.setattr(page_decisions, "LARGEST", len(IDS) + 1)
+    assert "in the record alone" not in render(read(path))
