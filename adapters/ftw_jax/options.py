@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -57,8 +58,8 @@ class Options:
         for name in ("linearise", "explain"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{_WHAT}: {name} must be a bool, got {type(getattr(self, name)).__name__}")
-        if not isinstance(self.damping, (int, float)) or not self.damping >= 0:
-            raise ValueError(f"{_WHAT}: damping={self.damping!r} must be a number, not negative")
+        if not isinstance(self.damping, (int, float)) or not 0 <= self.damping < math.inf:
+            raise ValueError(f"{_WHAT}: damping={self.damping!r} must be a finite number, not negative")
         if self.micro_batch is not None and (type(self.micro_batch) is not int or self.micro_batch < 1):
             raise ValueError(f"{_WHAT}: micro_batch={self.micro_batch!r} must be an int of at least 1, or None")
         if self.geometry is not None and not callable(self.geometry):

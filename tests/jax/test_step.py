@@ -237,6 +237,7 @@ def test_a_response_stated_by_hand():
         ({"micro_batch": 0}, ValueError, "micro_batch=0 must be an int of at least 1"),
         ({"capture": "all"}, ValueError, "capture='all' is not one of auto, dense, factors"),
         ({"damping": -1}, ValueError, "damping=-1"),
+        ({"damping": float("inf")}, ValueError, "damping=inf"),
         ({"filter": "best"}, ValueError, "filter='best'"),
         ({"guard": 2}, ValueError, "guard=2"),
         ({"geometry": {}}, TypeError, "geometry must be a function"),
