@@ -51,7 +51,7 @@ def gradients(
 
 
 def has_reentrant(outputs: Iterable[Tensor]) -> bool:
-    """Tell whether a reentrant checkpoint lies on the way back from the outputs."""
+    """Return whether a reentrant checkpoint lies on the way back from the outputs."""
     stack: list[Node | None] = [output.grad_fn for output in outputs]
     seen: set[Node] = set()
     while stack:

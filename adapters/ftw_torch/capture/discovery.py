@@ -189,7 +189,7 @@ class Capture(TorchFunctionMode):
         return None
 
     def sampled(self, x: Any) -> bool:
-        """Tell whether a tensor was computed from the batch."""
+        """Return whether a tensor was computed from the batch."""
         if not isinstance(x, Tensor) or id(x) in self._keys:
             return False
         return id(x) in self._mine or x.requires_grad or getattr(x, "_ftw_samples", _NOWHERE)[0] == self._serial

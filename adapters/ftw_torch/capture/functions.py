@@ -35,7 +35,7 @@ def first(args: Any) -> Any:
 
 
 def transformed() -> bool:
-    """Tell whether a transform of ``torch.func`` is at work, whose tensors are not what they seem."""
+    """Return whether a transform of ``torch.func`` is at work, whose tensors are not what they seem."""
     return transform_level() is not None
 
 

@@ -72,7 +72,7 @@ class Plan:
         self._signature = self._look()
 
     def fits(self) -> bool:
-        """Tell whether the model is as it was learned: modules, modes, parameters, hooks, what is frozen."""
+        """Return whether the model is as it was learned: modules, modes, parameters, hooks, what is frozen."""
         return bool(self._look() == self._signature)
 
     def buffers(self) -> list[Tensor]:

@@ -83,7 +83,7 @@ class _Recorder:
         return None
 
     def _is_shared(self, module: Any, x: Tensor) -> bool:
-        """Tell whether row numbers (t,) or (1, t) are positions, the same for all samples.
+        """Return whether row numbers (t,) or (1, t) are positions, the same for all samples.
 
         Where there are as many positions as samples, what the module did with another number of samples decides.
         """

@@ -119,7 +119,7 @@ class Layouts:
             self.forms[name] = form
 
     def used(self, name: str) -> bool:
-        """Tell whether any rank's candidates use a parameter."""
+        """Return whether any rank's candidates use a parameter."""
         return self.forms[name] is not None
 
     def chunk(self, name: str, max_bytes: int) -> int:

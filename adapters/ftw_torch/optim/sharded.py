@@ -84,7 +84,7 @@ class ShardedGeometry:
 
 
 def _by_shard(reading: Reading) -> bool:
-    """Tell whether a reader takes a parameter entry by entry, and what it sums over as DTensors do."""
+    """Return whether a reader takes a parameter entry by entry, and what it sums over as DTensors do."""
     kind = type(reading.optimizer)
     if reading.read is readers.READERS.get(kind):
         return kind.__name__ != "Muon"

@@ -100,7 +100,7 @@ def hold(
 
 
 def is_small(firing: Firing, samples: int) -> bool:
-    """Tell whether a layer that is held with others is bound by its calls, for so many samples."""
+    """Return whether a layer that is held with others is bound by its calls, for so many samples."""
     site, x, g, _ = firing
     if site.kind not in ("linear", "right") or site.weight is None:
         return True

@@ -108,7 +108,7 @@ def agrees(
     target: Any,
     buffers: Sequence[Tensor] = (),
 ) -> bool:
-    """Tell whether a capture agrees with autograd on the first samples of target and pool; nothing else is changed.
+    """Return whether a capture agrees with autograd on the first samples of target and pool; nothing else is changed.
 
     False where nothing could be compared.
     """
@@ -241,7 +241,7 @@ def _independent(
     found: Tensor,
     same_state: Callable[[], AbstractContextManager[Any]],
 ) -> bool:
-    """Tell whether the first sample's loss is the same among copies of itself, which draw the same random numbers."""
+    """Return whether the first sample's loss is the same among copies of itself, which draw the same random numbers."""
     n = len(found)
     if n < 2:
         return True

@@ -55,7 +55,7 @@ def trained(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def is_guarded(options: Options, memory: Memory, target: Any) -> bool:
-    """Tell whether the guard needs the target's samples; warn once if there is one sample only."""
+    """Return whether the guard needs the target's samples; warn once if there is one sample only."""
     if options.guard == 0:
         return False
     if batches.size(target, "target") > 1:

@@ -42,7 +42,7 @@ def choose_on_host(scores: Tensor, products: Products, *, solver: Any, **options
 
 
 def _plain(scores: Tensor, solver: Any, options: Mapping[str, Any]) -> bool:
-    """Tell whether nothing but names and numbers comes from the user, and nothing but numbers is asked for."""
+    """Return whether nothing but names and numbers comes from the user, and nothing but numbers is asked for."""
     constraint = options.get("constraint", ftw.Simplex())
     return (
         scores.device.type == "cpu"

@@ -120,7 +120,7 @@ def _gap(
             return size if not size <= relative else None
 
         def steady() -> bool:
-            """Tell whether the batch has the same losses as before: else the model changes from call to call."""
+            """Return whether the batch has the same losses as before: else the model changes from call to call."""
             again()
             with torch.enable_grad():
                 return bool(torch.equal(losses(few, n, what).detach(), values))

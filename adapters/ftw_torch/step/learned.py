@@ -254,7 +254,7 @@ def _require_elementwise(held: Sequence[Held], operators: Mapping[str, Operator]
 
 
 def may_plan(options: Options, passes: Passes) -> bool:
-    """Tell whether a step with these options, and in this autocast, may go by a plan."""
+    """Return whether a step with these options, and in this autocast, may go by a plan."""
     bounded = options.micro_batch, options.memory_budget, options.gram_sketch, passes.scale
     exact = options.capture == "learned" and options.score == "exact" and not options.train_on_target
     return exact and not (any(x is not None for x in bounded) or passes.slow or passes.ambient.states)

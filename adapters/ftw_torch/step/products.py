@@ -153,7 +153,7 @@ def pool_products(
 
 
 def _may_ask_for_mean(square: Tensor, lengths: Tensor | None, target: Target) -> bool:
-    """Tell whether the guard will ask for the pool's mean; on a device, where looking would wait, that it may."""
+    """Return whether the guard will ask for the pool's mean; on a device, where looking would wait, that it may."""
     if lengths is None or target.samples is None:
         return False
     return square.device.type != "cpu" or bool(guard.signal(square, lengths, target.samples.samples)[0] < 1)

@@ -131,7 +131,7 @@ class Stream:
 
 
 def worth_writing(record: OuterProduct, slack: float = 1.0) -> bool:
-    """Tell whether written-out gradients take less memory than their factors."""
+    """Return whether written-out gradients take less memory than their factors."""
     d_out, d_in = record.shape
     t = record.inputs.shape[1]
     factors = t * (d_in * record.inputs.dtype.itemsize + d_out * record.output_grads.dtype.itemsize)

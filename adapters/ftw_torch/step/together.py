@@ -104,7 +104,7 @@ def _difference(
 
 
 def _same(x: Tensor, y: Tensor, parameters: Mapping[str, nn.Parameter]) -> bool:
-    """Tell whether losses agree but for rounding; where both are not finite, they do."""
+    """Return whether losses agree but for rounding; where both are not finite, they do."""
     if x.dtype != y.dtype:
         return False
     coarse = min(z.dtype.itemsize for z in (x, *parameters.values())) < 4

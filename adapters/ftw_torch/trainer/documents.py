@@ -68,7 +68,7 @@ class Documents(PackedBatch):
         return list(torch.split(x[0], self.lengths.tolist()))
 
     def is_of_tokens(self, x: Any) -> bool:
-        """Tell whether an entry has something for each token."""
+        """Return whether an entry has something for each token."""
         return isinstance(x, Tensor) and x.shape[:2] == self.samples.shape
 
     def _odd(self, x: Any) -> bool:

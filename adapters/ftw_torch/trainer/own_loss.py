@@ -149,7 +149,7 @@ def quiet(trainer: Any) -> Iterator[SimpleNamespace]:
 
 
 def causal(model: nn.Module) -> bool:
-    """Tell whether a model's loss shifts the labels."""
+    """Return whether a model's loss shifts the labels."""
     base = _base(model)
     if getattr(getattr(base, "config", None), "is_encoder_decoder", False):
         return False
@@ -157,7 +157,7 @@ def causal(model: nn.Module) -> bool:
 
 
 def smoothing_shifts(trainer: Any, model: nn.Module) -> bool:
-    """Tell whether the trainer's label smoothing shifts a causal model's labels: for the classes of a list only."""
+    """Return whether the trainer's label smoothing shifts a causal model's labels: for the classes of a list only."""
     base = _base(model)
     return _is_trl(trainer) or type(base).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
 

@@ -20,11 +20,11 @@ class Owners(Protocol):
     in_rows: bool  # whether the samples are the slowest axis
 
     def may_compare(self, entries: int) -> bool:
-        """Tell whether a target of so many entries can be taken apart."""
+        """Return whether a target of so many entries can be taken apart."""
         ...
 
     def holds(self, x: Tensor) -> bool:
-        """Tell whether terms can."""
+        """Return whether terms can."""
         ...
 
     def sums(self, x: Tensor) -> Tensor:
@@ -57,11 +57,11 @@ class ByRow:
         self.n, self.sizes = n, sizes
 
     def may_compare(self, entries: int) -> bool:
-        """Tell whether a target of so many entries can be taken apart."""
+        """Return whether a target of so many entries can be taken apart."""
         return entries % self.n == 0 and (self.sizes is None or entries // self.n in self.sizes)
 
     def holds(self, x: Tensor) -> bool:
-        """Tell whether terms can."""
+        """Return whether terms can."""
         return x.numel() % self.n == 0 and (not x.ndim or x.shape[0] % self.n == 0)
 
     def sums(self, x: Tensor) -> Tensor:
@@ -92,11 +92,11 @@ class ByToken:
         self._tokens = batch.samples.shape[1]
 
     def may_compare(self, entries: int) -> bool:
-        """Tell whether a target of so many entries can be taken apart."""
+        """Return whether a target of so many entries can be taken apart."""
         return entries > 0 and (entries % self._tokens == 0 or entries == self._tokens - 1)
 
     def holds(self, x: Tensor) -> bool:
-        """Tell whether terms can."""
+        """Return whether terms can."""
         return self._length(x) in (self._tokens, self._tokens - 1)
 
     def sums(self, x: Tensor) -> Tensor:

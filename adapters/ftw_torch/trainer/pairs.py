@@ -14,7 +14,7 @@ PAIRED = "_ftw_pairs"  # names of a batch's entries (n, 2, ...), with a comma be
 
 
 def takes_pairs(trainer: Any) -> bool:
-    """Tell whether a trainer's batches are pairs: those of TRL's DPOTrainer and RewardTrainer."""
+    """Return whether a trainer's batches are pairs: those of TRL's DPOTrainer and RewardTrainer."""
     homes = ("trl.trainer.dpo_trainer", "trl.trainer.reward_trainer")
     return any(kind.__module__ in homes for kind in type(trainer).__mro__)
 

@@ -12,7 +12,7 @@ FSDP2 = "fsdp=True, fsdp_config={'version': 2} in TrainingArguments (fsdp_versio
 
 
 def is_sharded(trainer: Any) -> bool:
-    """Tell whether FSDP shards the parameters."""
+    """Return whether FSDP shards the parameters."""
     return bool(getattr(trainer, "is_fsdp_enabled", False))
 
 

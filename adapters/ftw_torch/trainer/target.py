@@ -186,7 +186,7 @@ class WatchedSplit:
             self._watch.load_state_dict(state)
 
     def due(self, step: int, after: int, between: int) -> bool:
-        """Tell whether to measure in a step; selections begin ``after`` steps and are ``between`` steps apart."""
+        """Return whether to measure in a step; selections begin ``after`` steps and are ``between`` steps apart."""
         if step == self._measured:  # another pool of the same step
             return False
         return step == after or step // self.every != (step - between) // self.every

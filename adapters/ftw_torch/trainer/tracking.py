@@ -234,6 +234,6 @@ class PerSample(TorchFunctionMode):
 
 
 def _keeps_rows(func: Any, args: tuple[Any, ...]) -> bool:
-    """Tell whether an index leaves the slowest axis as it is."""
+    """Return whether an index leaves the slowest axis as it is."""
     index = args[1] if func is _T.__getitem__ and len(args) == 2 else None
     return isinstance(index, tuple) and (index[0] is Ellipsis or index[0] == slice(None))

@@ -33,12 +33,12 @@ aten = torch.ops.aten
 
 
 def trains(p: Any) -> bool:
-    """Tell whether something is a tensor that requires a gradient."""
+    """Return whether something is a tensor that requires a gradient."""
     return isinstance(p, Tensor) and p.requires_grad
 
 
 def on_leading_axes(capture: Capture, x: Tensor, place: Any, trailing: int) -> bool:
-    """Tell whether the last ``trailing`` axes are free of samples."""
+    """Return whether the last ``trailing`` axes are free of samples."""
     if capture.samples == 1:
         return True
     if isinstance(place, batch_axis.Scattered):

@@ -83,7 +83,7 @@ def _text(value: Any) -> str:
 
 
 def _accepted(kind: Any) -> bool:
-    """Tell whether the adapter reads an optimizer; it says why it refuses the others."""
+    """Return whether the adapter reads an optimizer; it says why it refuses the others."""
     p = torch.nn.Parameter(torch.ones(3))
     try:
         linear_update(kind([p], lr=0.1), p)

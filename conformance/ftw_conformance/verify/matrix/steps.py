@@ -90,7 +90,7 @@ def _loss(model: nn.Module, batch: Any) -> Tensor:
 
 
 def applies(layer: Layer, use: str, mode: str) -> bool:
-    """Tell whether there is such a row: documents side by side need layers that take one token at a time."""
+    """Return whether there is such a row: documents side by side need layers that take one token at a time."""
     if mode == "packed":
         return layer.by_token and layer.inputs != "images" and use not in ("padded", "empty micro-batch")
     return mode != "autocast" or layer.autocast
