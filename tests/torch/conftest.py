@@ -1,4 +1,4 @@
-"""``--route discover`` runs the whole suite by discovery, the other of the two routes through a model."""
+"""``--route learned`` runs the whole suite by the learned plan, where a model has one; the default is discovery."""
 
 import pytest
 from ftw_torch import FilterThenWeight
